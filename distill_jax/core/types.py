@@ -1,0 +1,116 @@
+"""The interfaces of the house: Model, Head, Role, Method, Task, State. NamedTuples of pure functions and tables.
+
+Shape suffixes: B rows, L tokens of a row, D width, V vocabulary, G microbatches, S cache slots, K kept entries.
+"""
+from typing import Any, Callable, Iterable, Mapping, NamedTuple, Sequence
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+Key = jax.Array
+Params = Mapping[str, Any]
+Batch = Mapping[str, Any]
+
+
+class Head(NamedTuple):
+  """The last linear map of a model, after tying, LoRA, masks and quantisation. Logits are never stored by a model."""
+  weight_DV: Array
+  bias_V: Array | None = None
+  scale: float | None = None      # logits * scale
+  cap: float | None = None        # cap * tanh(logits / cap), after the scale
+
+  def logits(self, hidden: Array) -> Array:
+    """float32 logits [..., V] of hidden states [..., D]."""
+    logits = jnp.einsum('...d,dv->...v', hidden, self.weight_DV.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    if self.bias_V is not None:
+      logits = logits + self.bias_V.astype(jnp.float32).reshape((1,) * (logits.ndim - 1) + (-1,))
+    if self.scale is not None:
+      logits = logits * self.scale
+    if self.cap is not None:
+      logits = self.cap * jnp.tanh(logits / self.cap)
+    return logits
+
+
+class Model(NamedTuple):
+  """Pure functions and tables of one network.
+
+  init(key) -> params: a nested dict with string keys, float arrays only.
+  apply(params, batch, *, key_B=None, cache=None, want=()) -> out by name: 'hidden' [B,L,D], 'head' Head, 'penalty' [B] where the
+    model has one, 'layers' [n,B,L,D] when wanted, 'cache' when one was given. key_B: one PRNG key a row for dropout; None: no dropout.
+  axes: rows (pattern of a weight's path, its logical axes 'embed mlp'); every weight matches exactly one row.
+  cache(rows, length, dtype) -> an empty decoding cache.
+  trainable: patterns of the weights that learn; the rest rides frozen.
+  config: the keywords that made it, as plain data.
+  """
+  init: Callable[[Key], Params]
+  apply: Callable[..., Mapping[str, Any]]
+  axes: Sequence[tuple[str, str]]
+  cache: Callable[..., Any]
+  trainable: Sequence[str] = ('.*',)
+  config: Mapping[str, Any] | None = None
+
+
+class Role(NamedTuple):
+  """A model in a recipe: what it is, the text side it reads and writes, and who it is."""
+  model: Model
+  text: Any = None           # data.text.Text
+  params: Params | None = None
+  fingerprint: str = ''      # of definition and weights; stands in caches and marks
+
+
+def _as_it_is(state, frozen, batch, key):
+  return batch, state.memory
+
+
+def _keep_memory(state, batch, stats):
+  return state.memory
+
+
+def _no_memory(params):
+  return {}
+
+
+class Method(NamedTuple):
+  """What to push down, what the frozen models say, what the student tries, what is remembered.
+
+  loss(params by role, batch, key) -> (terms, metrics, stats): terms and metrics are {name: Mean}; weights never depend on trained
+    parameters; stats is a dict of arrays with leading axis B for `after`. params['memory'] holds the memory. key None: no dropout.
+  label(params by role, batch, key) -> label keys, from frozen roles; None: no labels.
+  rollout(state, frozen, batch, key) -> (batch, memory), before the step, on the host or in its own jit.
+  after(state, batch, stats) -> memory, jitted, after the step.
+  memory(params by role) -> its first value.
+  """
+  loss: Callable
+  label: Callable | None = None
+  rollout: Callable = _as_it_is
+  after: Callable = _keep_memory
+  memory: Callable = _no_memory
+  early: bool = True           # False: labels read memory or a trained role; the label stage refuses
+
+
+class Task(NamedTuple):
+  """Read, ask, perfect answer, mark.
+
+  examples(split) -> dicts with at least 'id' (str) and what the other three read; prompt(example) -> str;
+  answer(example) -> str, the perfect answer; grade(example, text) -> 1.0 or 0.0.
+  writer: text so far -> what must stand next ('' for nothing), for decoding with a tool; None: no tool.
+  explain(example, text) -> a short reason for the grade ('right', 'wrong answer', 'no answer'); used in reports.
+  """
+  examples: Callable[[str], Iterable[dict]]
+  prompt: Callable[[dict], str]
+  answer: Callable[[dict], str]
+  grade: Callable[[dict, str], float]
+  writer: Callable[[str], str] | None = None
+  explain: Callable[[dict, str], str] | None = None
+
+
+class State(NamedTuple):
+  """What training changes: step [] int32, params and opt by trained role, memory."""
+  step: Array
+  params: Mapping[str, Params]
+  opt: Mapping[str, Any]
+  memory: Any
+
+
+Stage = Callable[..., None]      # stage(out, inputs, *, seed, **its own keywords)
