@@ -1,0 +1,174 @@
+"""The parts of a decoder as flax.nnx modules: linear maps, norms, rotary positions, attention, MLP, block.
+
+Shapes: B rows, T tokens of this call, S slots that may be attended, D width, H heads, K key-value heads, G = H / K, C width of a head.
+Modules hold float32 parameters and compute in the dtype of what comes in; norms and the softmax are float32.
+"""
+import functools
+import math
+from typing import Any, Mapping
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+Array = jax.Array
+
+ACTIVATIONS = {
+    'silu': jax.nn.silu,
+    'gelu_tanh': functools.partial(jax.nn.gelu, approximate=True),
+    'gelu': functools.partial(jax.nn.gelu, approximate=False),
+}
+NORMS = ('rms', 'layer')
+SPREAD = 0.02         # standard deviation of a fresh weight
+FAR_BELOW = -1e30     # a masked score: finite, so that a row that may attend to nothing stays finite
+
+
+def _normal(rngs: nnx.Rngs, shape, spread: float = SPREAD) -> nnx.Param:
+  return nnx.Param(spread * jax.random.normal(rngs.params(), shape, jnp.float32))
+
+
+def _wide(vector: Array, rank: int) -> Array:
+  """A vector as the last axis of an array of `rank` axes."""
+  return vector.reshape((1,) * (rank - 1) + (-1,))
+
+
+class Linear(nnx.Module):
+  """x @ kernel (+ bias)."""
+
+  def __init__(self, wide_in: int, wide_out: int, *, bias: bool, rngs: nnx.Rngs, spread: float = SPREAD):
+    self.kernel = _normal(rngs, (wide_in, wide_out), spread)
+    self.bias = nnx.Param(jnp.zeros((wide_out,), jnp.float32)) if bias else None
+
+  def __call__(self, x: Array) -> Array:
+    y = jnp.einsum('...i,io->...o', x, self.kernel[...].astype(x.dtype))
+    return y if self.bias is None else y + _wide(self.bias[...].astype(x.dtype), y.ndim)
+
+
+class Norm(nnx.Module):
+  """'rms': x / rms(x) * scale. 'layer': (x - mean) / deviation * scale + bias. In float32, returned in the dtype of x."""
+
+  def __init__(self, width: int, *, kind: str, eps: float, rngs: nnx.Rngs):
+    self.kind, self.eps = kind, eps
+    self.scale = nnx.Param(jnp.ones((width,), jnp.float32))
+    self.bias = nnx.Param(jnp.zeros((width,), jnp.float32)) if kind == 'layer' else None
+
+  def __call__(self, x: Array) -> Array:
+    y = x.astype(jnp.float32)
+    if self.kind == 'layer':
+      y = y - jnp.mean(y, axis=-1, keepdims=True)
+    y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)
+    y = y * _wide(self.scale[...], y.ndim)
+    if self.bias is not None:
+      y = y + _wide(self.bias[...], y.ndim)
+    return y.astype(x.dtype)
+
+
+class Embed(nnx.Module):
+  """A table of token vectors and, for learned positions, one of position vectors (positions past its end use the last)."""
+
+  def __init__(self, config: Mapping[str, Any], *, rngs: nnx.Rngs):
+    self.tokens = _normal(rngs, (config['vocab_size'], config['width']))
+    learned = config['positions'] == 'learned'
+    self.positions = _normal(rngs, (config['max_length'], config['width'])) if learned else None
+
+  def __call__(self, tokens_BT: Array, positions_BT: Array, dtype) -> Array:
+    x = jnp.take(self.tokens[...], tokens_BT, axis=0, mode='clip').astype(dtype)
+    if self.positions is not None:
+      x = x + jnp.take(self.positions[...], positions_BT, axis=0, mode='clip').astype(dtype)
+    return x
+
+
+def rotary(positions_BT: Array, width: int, theta: float) -> tuple[Array, Array]:
+  """float32 cosines and sines [B, T, width / 2] of rotary positions (RoFormer, Su 2021, arXiv:2104.09864)."""
+  rates = theta ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
+  angles = positions_BT.astype(jnp.float32)[..., None] * rates[None, None]
+  return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(x_BTHC: Array, turn: tuple[Array, Array]) -> Array:
+  """Turns pair (c, c + C/2) of every head by its angle: the halves convention, not the interleaved one of the paper."""
+  cos, sin = (part[:, :, None] for part in turn)
+  a, b = jnp.split(x_BTHC.astype(jnp.float32), 2, axis=-1)
+  return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BTHC.dtype)
+
+
+def attend(q_BTHC: Array, k_BSKC: Array, v_BSKC: Array, mask_BTS: Array) -> Array:
+  """softmax(q k / sqrt(C)) v over the slots of the mask -> [B, T, H, C]. A row that may see nothing gives a finite mean."""
+  B, T, H, C = q_BTHC.shape
+  K = k_BSKC.shape[2]
+  q = q_BTHC.reshape(B, T, K, H // K, C)
+  scores = jnp.einsum('btkgc,bskc->bkgts', q, k_BSKC, preferred_element_type=jnp.float32) / math.sqrt(C)
+  scores = jnp.where(mask_BTS[:, None, None], scores, FAR_BELOW)
+  shares = jax.nn.softmax(scores, axis=-1).astype(v_BSKC.dtype)
+  return jnp.einsum('bkgts,bskc->btkgc', shares, v_BSKC).reshape(B, T, H, C)
+
+
+def drop(x_BTD: Array, key_B: Array | None, rate: float, *site: Array | int) -> Array:
+  """Dropout. The mask of a row depends on that row's key and the site alone, so it is the same however a batch is cut.
+
+  The rate is rounded to 1 / 65536 (16 random bits an element) and the scale matches the rounded rate.
+  """
+  if key_B is None or rate == 0.0:
+    return x_BTD
+
+  def mask(key):
+    for number in site:
+      key = jax.random.fold_in(key, number)
+    return jax.random.bits(key, x_BTD.shape[1:], jnp.uint16) >= cut
+
+  cut = round(rate * 65536)
+  return jnp.where(jax.vmap(mask)(key_B), x_BTD * (65536 / (65536 - cut)), 0).astype(x_BTD.dtype)
+
+
+class Attention(nnx.Module):
+  """Grouped-query self-attention. `store` keeps this call's keys and values and returns those that may be attended."""
+
+  def __init__(self, config: Mapping[str, Any], *, rngs: nnx.Rngs):
+    width, bias = config['width'], config['attention_bias']
+    self.heads, self.kv_heads, self.head_dim = config['heads'], config['kv_heads'], config['head_dim']
+    self.q = Linear(width, self.heads * self.head_dim, bias=bias, rngs=rngs)
+    self.k = Linear(width, self.kv_heads * self.head_dim, bias=bias, rngs=rngs)
+    self.v = Linear(width, self.kv_heads * self.head_dim, bias=bias, rngs=rngs)
+    self.o = Linear(self.heads * self.head_dim, width, bias=bias, rngs=rngs, spread=SPREAD / math.sqrt(2 * config['layers']))
+
+  def __call__(self, x_BTD: Array, mask_BTS: Array, turn, store) -> Array:
+    B, T, _ = x_BTD.shape
+    q = self.q(x_BTD).reshape(B, T, self.heads, self.head_dim)
+    k = self.k(x_BTD).reshape(B, T, self.kv_heads, self.head_dim)
+    v = self.v(x_BTD).reshape(B, T, self.kv_heads, self.head_dim)
+    if turn is not None:
+      q, k = rotate(q, turn), rotate(k, turn)
+    k, v = store(k, v)
+    return self.o(attend(q, k, v, mask_BTS).reshape(B, T, -1))
+
+
+class Mlp(nnx.Module):
+  """down(act(up x)), or down(act(gate x) * up x) when gated."""
+
+  def __init__(self, config: Mapping[str, Any], *, rngs: nnx.Rngs):
+    width, inner, bias = config['width'], config['mlp_width'], config['mlp_bias']
+    self.activation = config['activation']
+    self.gate = Linear(width, inner, bias=bias, rngs=rngs) if config['gated'] else None
+    self.up = Linear(width, inner, bias=bias, rngs=rngs)
+    self.down = Linear(inner, width, bias=bias, rngs=rngs, spread=SPREAD / math.sqrt(2 * config['layers']))
+
+  def __call__(self, x: Array) -> Array:
+    act = ACTIVATIONS[self.activation]
+    return self.down(act(self.up(x)) if self.gate is None else act(self.gate(x)) * self.up(x))
+
+
+class Block(nnx.Module):
+  """x + attention(norm x), then x + mlp(norm x), with dropout on both branches."""
+
+  def __init__(self, config: Mapping[str, Any], *, rngs: nnx.Rngs):
+    norm = dict(kind=config['norm'], eps=config['norm_eps'], rngs=rngs)
+    self.dropout = config['dropout']
+    self.attention_norm = Norm(config['width'], **norm)
+    self.attention = Attention(config, rngs=rngs)
+    self.mlp_norm = Norm(config['width'], **norm)
+    self.mlp = Mlp(config, rngs=rngs)
+
+  def __call__(self, x: Array, mask_BTS: Array, turn, store, key_B: Array | None, number: Array | int) -> Array:
+    """`number`: which layer this is; dropout keys are folded with it. Number 0's sites follow the embedding's."""
+    x = x + drop(self.attention(self.attention_norm(x), mask_BTS, turn, store), key_B, self.dropout, number + 1, 0)
+    return x + drop(self.mlp(self.mlp_norm(x)), key_B, self.dropout, number + 1, 1)

@@ -1,0 +1,239 @@
+"""One causal decoder that covers GPT-2 and Llama shapes by configuration.
+
+Layers are scanned over their repeating pattern: 'layers/<i>/...' holds the weights of place i of the pattern, stacked over its
+repeats; what does not fill a whole pattern stands unrolled and unstacked in 'rest/<i>/...'.
+"""
+import functools
+from typing import Any, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from flax.core import FrozenDict
+
+from distill_jax.core.types import Head, Model
+from distill_jax.models import layers as parts
+
+Array = jax.Array
+
+REMAT = {
+    'none': None,
+    'full': jax.checkpoint_policies.nothing_saveable,
+    'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+WANTS = ('layers',)
+
+# axes of a weight below a block; a stacked one has 'layer' before them
+BLOCK_AXES = (
+    (r'attention/[qkv]/kernel', 'embed heads'),
+    (r'attention/[qkv]/bias', 'heads'),
+    (r'attention/o/kernel', 'heads embed'),
+    (r'mlp/(gate|up)/kernel', 'embed mlp'),
+    (r'mlp/(gate|up)/bias', 'mlp'),
+    (r'mlp/down/kernel', 'mlp embed'),
+    (r'(attention/o|mlp/down)/bias', '-'),
+    (r'(attention|mlp)_norm/(scale|bias)', '-'),
+)
+AXES = (
+    ('embed/tokens', 'vocab embed'),
+    ('embed/positions', '- embed'),
+    (r'norm/(scale|bias)', '-'),
+    ('head/kernel', 'embed vocab'),
+    *((r'layers/\d+/' + pattern, 'layer ' + axes) for pattern, axes in BLOCK_AXES),
+    *((r'rest/\d+/' + pattern, axes) for pattern, axes in BLOCK_AXES),
+)
+
+
+def transformer(
+    *, vocab_size: int, width: int, layers: int, heads: int, kv_heads: int | None = None, head_dim: int | None = None,
+    mlp_width: int, norm: str = 'rms', norm_eps: float = 1e-5, positions: str = 'rope', max_length: int,
+    rope_theta: float = 10000.0, activation: str = 'silu', gated: bool = True, attention_bias: bool = False,
+    mlp_bias: bool = False, tied: bool = True, dropout: float = 0.0, dtype: str = 'float32', remat: str = 'none',
+    pattern: Sequence[str] = ('global',), window: int | None = None) -> Model:
+  """A decoder. Llama shapes are the defaults; GPT-2: norm='layer', positions='learned', activation='gelu_tanh', gated=False, biases.
+
+  norm: 'rms' | 'layer'. positions: 'rope' | 'learned'. activation: 'silu' | 'gelu_tanh' | 'gelu'. attention_bias covers q, k, v
+  and o. tied: the head is the embedding transposed. dtype: of matrix products; parameters, norms and softmaxes are float32.
+  remat: 'none' | 'full' | 'dots' (matrix products kept). pattern: 'global' | 'local' layers in turn, local ones see `window`
+  tokens back, their own included. max_length: longest text in tokens; learned positions past it repeat the last one.
+  The same keywords give the identical Model (and so the same compiled functions); `model.config` holds them all, defaults
+  resolved, in a mapping that hashes, so that a Model can be a static argument of jit.
+  ValueError: keywords that contradict each other.
+  """
+  config = dict(
+      vocab_size=vocab_size, width=width, layers=layers, heads=heads, kv_heads=kv_heads or heads, head_dim=head_dim or width // heads,
+      mlp_width=mlp_width, norm=norm, norm_eps=float(norm_eps), positions=positions, max_length=max_length,
+      rope_theta=float(rope_theta), activation=activation, gated=gated, attention_bias=attention_bias, mlp_bias=mlp_bias,
+      tied=tied, dropout=float(dropout), dtype=jnp.dtype(dtype).name, remat=remat, pattern=tuple(pattern), window=window)
+  return _build(FrozenDict(config))
+
+
+def _check(config: Mapping[str, Any]) -> None:
+  choices = dict(norm=parts.NORMS, positions=('rope', 'learned'), activation=tuple(parts.ACTIVATIONS), remat=tuple(REMAT))
+  for name, allowed in choices.items():
+    if config[name] not in allowed:
+      raise ValueError(f'transformer: {name}={config[name]!r}; choose one of {", ".join(allowed)}')
+  if unknown := set(config['pattern']) - {'global', 'local'} or not config['pattern']:
+    raise ValueError(f'transformer: pattern={config["pattern"]}: {unknown or "empty"}; its entries are global or local')
+  for name in ('vocab_size', 'width', 'layers', 'heads', 'kv_heads', 'head_dim', 'mlp_width', 'max_length'):
+    if config[name] < 1:
+      raise ValueError(f'transformer: {name}={config[name]} must be at least 1')
+  if config['heads'] % config['kv_heads']:
+    raise ValueError(f'transformer: kv_heads={config["kv_heads"]} does not divide heads={config["heads"]}')
+  if config['positions'] == 'rope' and config['head_dim'] % 2:
+    raise ValueError(f'transformer: rope turns pairs, head_dim={config["head_dim"]} is odd')
+  if ('local' in config['pattern']) != (config['window'] is not None):
+    raise ValueError(f'transformer: window={config["window"]} with pattern={config["pattern"]}; local layers need one, others take none')
+  if not 0.0 <= config['dropout'] < 1.0:
+    raise ValueError(f'transformer: dropout={config["dropout"]} must be in [0, 1)')
+
+
+@functools.lru_cache(maxsize=None)
+def _build(config: Mapping[str, Any]) -> Model:
+  _check(config)
+  return Model(
+      init=functools.partial(_init, config), apply=functools.partial(_apply, config), axes=AXES,
+      cache=functools.partial(_cache, config), config=config)
+
+
+def _shape(config: Mapping[str, Any]) -> tuple[int, int]:
+  """(repeats of the pattern, layers of the remainder)."""
+  return divmod(config['layers'], len(config['pattern']))
+
+
+@functools.lru_cache(maxsize=None)
+def _graph(kind: type, config: Mapping[str, Any]):
+  """The structure of a module without its arrays; the module is whole again after nnx.merge with a plain nested dict."""
+  return nnx.split(nnx.eval_shape(lambda: _make(kind, config, jax.random.key(0))))[0]
+
+
+def _make(kind: type, config: Mapping[str, Any], key: Array) -> nnx.Module:
+  rngs = nnx.Rngs(params=key)
+  if kind is parts.Norm:
+    return parts.Norm(config['width'], kind=config['norm'], eps=config['norm_eps'], rngs=rngs)
+  return kind(config, rngs=rngs)
+
+
+def _params(kind: type, config: Mapping[str, Any], key: Array) -> dict:
+  return nnx.to_pure_dict(nnx.state(_make(kind, config, key), nnx.Param))
+
+
+def _init(config: Mapping[str, Any], key: Array) -> dict:
+  """Fresh float32 parameters: normal 0.02; projections back into the residual stream 0.02 / sqrt(2 layers); biases 0, scales 1."""
+  repeats, rest = _shape(config)
+  places = len(config['pattern'])
+  embed_key, head_key, layer_key = jax.random.split(key, 3)
+  keys = jax.random.split(layer_key, config['layers'])
+  params = dict(embed=_params(parts.Embed, config, embed_key), norm=_params(parts.Norm, config, key))
+  block = functools.partial(_params, parts.Block, config)
+  if repeats:
+    params['layers'] = {str(i): jax.vmap(block)(keys[i:repeats * places:places]) for i in range(places)}
+  if rest:
+    params['rest'] = {str(i): block(keys[repeats * places + i]) for i in range(rest)}
+  if not config['tied']:
+    params['head'] = dict(kernel=parts.SPREAD * jax.random.normal(head_key, (config['width'], config['vocab_size']), jnp.float32))
+  return params
+
+
+def _cache(config: Mapping[str, Any], rows: int, length: int, dtype=None) -> dict:
+  """An empty decoding cache of `length` slots a row, the same slots for all rows: prompts are left padded."""
+  shape = (config['layers'], rows, length, config['kv_heads'], config['head_dim'])
+  dtype = dtype or config['dtype']
+  return dict(
+      k=jnp.zeros(shape, dtype), v=jnp.zeros(shape, dtype), segments=jnp.zeros((rows, length), jnp.int32), index=jnp.zeros((), jnp.int32))
+
+
+def _masks(slots_T: Array, segments_BT: Array, slot_segments_BS: Array, window: int | None) -> dict[str, Array]:
+  """Who may see whom [B, T, S]: earlier slots of the same segment and oneself; local: at most `window` - 1 slots back."""
+  slots_S = jnp.arange(slot_segments_BS.shape[1])
+  same = (segments_BT[:, :, None] == slot_segments_BS[:, None]) & (segments_BT > 0)[:, :, None]
+  back_TS = slots_T[:, None] - slots_S[None]
+  masks = {'global': same & (back_TS >= 0)[None]}
+  if window is not None:
+    masks['local'] = masks['global'] & (back_TS < window)[None]
+  return masks
+
+
+def _apply(config: Mapping[str, Any], params, batch: Mapping[str, Any], *, key_B=None, cache=None, want: Sequence[str] = ()) -> dict:
+  """The decoder over tokens [B, T] (segments, positions where present) -> out by name, see `core.types.Model`.
+
+  Tokens of segment 0 are padding: any integer, and what comes out at them is finite and means nothing. `cache`: the T tokens
+  take slots index .. index + T - 1 and see what the cache holds of their segment.
+  """
+  if unknown := set(want) - set(WANTS):
+    raise ValueError(f'transformer: cannot give {sorted(unknown)}; it has {", ".join(WANTS)}')
+  tokens = jnp.asarray(batch['tokens'])
+  B, T = tokens.shape
+  start = 0 if cache is None else cache['index']
+  slots = start + jnp.arange(T, dtype=jnp.int32)
+  segments = batch.get('segments')
+  segments = jnp.ones((B, T), jnp.int32) if segments is None else jnp.asarray(segments)
+  positions = batch.get('positions')
+  positions = jnp.broadcast_to(slots[None], (B, T)) if positions is None else jnp.asarray(positions)
+  slot_segments = segments
+  if cache is not None:
+    slot_segments = jax.lax.dynamic_update_slice(cache['segments'], segments.astype(jnp.int32), (0, start))
+  masks = _masks(slots, segments, slot_segments, config['window'])
+  turn = parts.rotary(positions, config['head_dim'], config['rope_theta']) if config['positions'] == 'rope' else None
+
+  x = nnx.merge(_graph(parts.Embed, config), params['embed'])(jnp.where(segments > 0, tokens, 0), positions, config['dtype'])
+  x = parts.drop(x, key_B, config['dropout'], 0)
+  x, kv, kept = _layers(config, params, x, masks, turn, key_B, cache, 'layers' in want)
+  hidden = nnx.merge(_graph(parts.Norm, config), params['norm'])(x)
+  out = dict(hidden=hidden, head=Head(params['embed']['tokens'].T if config['tied'] else params['head']['kernel']))
+  if cache is not None:
+    out['cache'] = dict(k=kv[0], v=kv[1], segments=slot_segments, index=start + T)
+  if 'layers' in want:
+    out['layers'] = kept
+  return out
+
+
+def _layers(config, params, x, masks, turn, key_B, cache, keep):
+  """All blocks -> (x, (keys, values) of the cache, what left each block [n, B, T, D] if `keep`)."""
+  repeats, rest = _shape(config)
+  pattern = config['pattern']
+  graph = _graph(parts.Block, config)
+
+  def block(x, kv, weights, kind, number):
+    store = functools.partial(_store, kv, number, cache and cache['index'])
+    held = []
+
+    def remember(k, v):
+      k, v, *new = store(k, v)
+      held.extend(new)
+      return k, v
+
+    x = nnx.merge(graph, weights)(x, masks[kind], turn, remember, key_B, number)
+    return x, held[0]
+
+  def period(carry, scanned):
+    x, kv = carry
+    weights, repeat = scanned
+    seen = []
+    for i, kind in enumerate(pattern):
+      x, kv = block(x, kv, weights[str(i)], kind, repeat * len(pattern) + i)
+      seen.append(x)
+    return (x, kv), jnp.stack(seen) if keep else None
+
+  if config['remat'] != 'none':
+    period = jax.checkpoint(period, policy=REMAT[config['remat']], prevent_cse=False)
+  kv = None if cache is None else (cache['k'], cache['v'])
+  kept = []
+  if repeats:
+    (x, kv), seen = jax.lax.scan(period, (x, kv), (params['layers'], jnp.arange(repeats)))
+    if keep:
+      kept.append(seen.reshape(-1, *x.shape))
+  for i in range(rest):
+    x, kv = block(x, kv, params['rest'][str(i)], pattern[i], repeats * len(pattern) + i)
+    if keep:
+      kept.append(x[None])
+  return x, kv, jnp.concatenate(kept) if keep else None
+
+
+def _store(kv, number, index, k, v):
+  """Writes this call's keys and values [B, T, K, C] of layer `number` into the cache, in place -> (all keys, all values, cache)."""
+  if kv is None:
+    return k, v, None
+  at = (number, 0, index, 0, 0)
+  kv = tuple(jax.lax.dynamic_update_slice(held, new[None].astype(held.dtype), at) for held, new in zip(kv, (k, v)))
+  return *(jax.lax.dynamic_index_in_dim(held, number, keepdims=False).astype(k.dtype) for held in kv), kv
