@@ -1,0 +1,91 @@
+"""Feed: the batch of step k is a function of (seed, k); a thread prepares the next ones and puts them on the devices."""
+import functools
+import queue
+import threading
+import time
+from typing import Any, Iterator
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from distill_jax.core import mesh as mesh_lib
+from distill_jax.data import rows as rows_lib
+
+
+@functools.lru_cache(maxsize=4)
+def _permutation(rows: int, seed: int, epoch: int) -> np.ndarray:
+  return np.random.Generator(np.random.Philox(key=[np.uint64(seed), np.uint64(epoch)])).permutation(rows)
+
+
+def numbers_of_step(step: int, *, rows: int, batch: int, seed: int) -> np.ndarray:
+  """Row numbers [batch] of step `step` (from 0): row i of step k is entry k * batch + i of the endless shuffled epochs."""
+  places = np.arange(step * batch, (step + 1) * batch)
+  return np.asarray([_permutation(rows, seed, int(p // rows))[p % rows] for p in places])
+
+
+def put(batch: dict[str, Any], mesh: Mesh) -> dict[str, Any]:
+  """A host's rows as global arrays, cut over the mesh by rows."""
+  sharding = mesh_lib.rows(mesh)
+  if jax.process_count() == 1:
+    return jax.device_put(batch, sharding)
+  return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+
+def check_batch(batch: int, mesh: Mesh, microbatches: int) -> None:
+  """Stops when a batch cannot be cut evenly, naming sizes that work."""
+  unit = mesh_lib.row_count(mesh) * microbatches
+  if batch % unit:
+    raise ValueError(f'batch={batch} cannot be cut into {microbatches} microbatches over {mesh_lib.row_count(mesh)} devices: '
+                     f'take a multiple of {unit}, say {max(batch // unit, 1) * unit}')
+
+
+class Feed:
+  """Iterates over (step, batch on the devices) from step `start`. `waited` counts the seconds the consumer stood waiting."""
+
+  def __init__(self, rows: rows_lib.Rows, *, batch: int, seed: int, start: int, stop: int, mesh: Mesh, depth: int = 2):
+    self.rows, self.batch, self.seed, self.start, self.stop, self.mesh = rows, batch, seed, start, stop, mesh
+    self.waited = 0.0
+    self._queue: queue.Queue = queue.Queue(maxsize=depth)
+    self._closed = threading.Event()
+    self._thread = threading.Thread(target=self._work, daemon=True)
+    self._thread.start()
+
+  def _work(self):
+    hosts, host = jax.process_count(), jax.process_index()
+    share = self.batch // hosts
+    try:
+      for step in range(self.start, self.stop):
+        numbers = numbers_of_step(step, rows=len(self.rows), batch=self.batch, seed=self.seed)
+        item = step, put(self.rows.batch(numbers[host * share:(host + 1) * share]), self.mesh)
+        if not self._offer(item):
+          return
+    except BaseException as error:  # handed to the consumer, which raises it
+      self._offer(error)
+    else:
+      self._offer(None)
+
+  def _offer(self, item) -> bool:
+    while not self._closed.is_set():
+      try:
+        self._queue.put(item, timeout=0.1)
+        return True
+      except queue.Full:
+        continue
+    return False
+
+  def __iter__(self) -> Iterator[tuple[int, dict[str, Any]]]:
+    while True:
+      began = time.perf_counter()
+      item = self._queue.get()
+      self.waited += time.perf_counter() - began
+      if item is None:
+        return
+      if isinstance(item, BaseException):
+        raise item
+      yield item
+
+  def close(self) -> None:
+    """Stops the thread."""
+    self._closed.set()
+    self._thread.join()

@@ -1,0 +1,228 @@
+"""Rows: every batch key declared once; examples rendered, shifted once, packed with segments and positions."""
+import hashlib
+from typing import Any, Iterable, Mapping, NamedTuple, Sequence
+
+import numpy as np
+
+from distill_jax.core import keys
+
+Example = Mapping[str, Any]     # what one example looks like after tokenising: arrays by key, 'id' uint32 [2]
+
+
+class Key(NamedTuple):
+  """What a batch key holds. kind: 'token' (packing concatenates), 'example' (packing stacks, `segments` - 1 indexes it), 'row' (packing refuses)."""
+  kind: str
+  dtype: str
+  shape: str
+  doc: str
+
+
+# B rows, L tokens (decoder), M source tokens (encoder), E examples of a packed row, C choices, N boxes, K kept entries, D width
+KEYS: Mapping[str, Key] = {
+    'tokens': Key('token', 'int32', 'B L', 'decoder input ids; anything where segments == 0'),
+    'targets': Key('token', 'int32', 'B L', 'ids to predict: tokens shifted by one, once, here; anything under weight 0'),
+    'weights': Key('token', 'float32', 'B L', 'weight of each target, >= 0'),
+    'segments': Key('token', 'int32', 'B L', '1, 2, ... by example of the row; 0 is padding'),
+    'positions': Key('token', 'int32', 'B L', 'position inside the example, from 0'),
+    'inputs_mask': Key('token', 'int32', 'B L', '1 where attention is two-way (prefix) or tokens belong to the bottleneck'),
+    'source': Key('token', 'int32', 'B M', 'encoder input ids'),
+    'source_segments': Key('token', 'int32', 'B M', 'as segments, for the encoder; packed in step with the decoder'),
+    'source_positions': Key('token', 'int32', 'B M', 'as positions, for the encoder'),
+    'examples': Key('example', 'uint32', 'B E 2', 'content ids of the examples of the row; 0 0 where there is none'),
+    'row': Key('row', 'uint32', 'B 2', 'content id of the row; dropout follows it'),
+    'choices': Key('row', 'int32', 'B C L', 'ids of each candidate text'),
+    'choices_weights': Key('row', 'float32', 'B C L', 'weight of each target of a candidate'),
+    'image': Key('row', 'float32', 'B H W 3', 'pixels in [0, 1]'),
+    'boxes': Key('row', 'float32', 'B N 4', 'boxes as x0 y0 x1 y1 in [0, 1]'),
+    'box_classes': Key('row', 'int32', 'B N', 'class of each box'),
+    'box_weights': Key('row', 'float32', 'B N', 'weight of each box; 0 is padding'),
+    'class': Key('example', 'int32', 'B E', 'class of each example'),
+    'class_weights': Key('example', 'float32', 'B E', 'weight of each class target; 0 where there is no example'),
+    'reward': Key('example', 'float32', 'B E', 'reward of each example'),
+    'label/top_ids': Key('token', 'int32', 'B L K', 'ids of the teacher\'s most likely tokens; -1 where fewer are kept'),
+    'label/top_logps': Key('token', 'float32', 'B L K', 'their log-probabilities under the full softmax'),
+    'label/hidden': Key('token', 'float32', 'B L D', 'teacher hidden states before its head'),
+}
+_SOURCE = ('source', 'source_segments', 'source_positions')
+_MADE = ('segments', 'positions', 'source_segments', 'source_positions', 'examples', 'row')   # written by packing itself
+
+
+def declared(name: str) -> Key:
+  """The declaration of a key; an undeclared key is an error that says where to declare it."""
+  if name not in KEYS:
+    raise KeyError(f'batch key {name!r} is not declared: say its kind, dtype and shape once in data/rows.py KEYS')
+  return KEYS[name]
+
+
+def render(text, prompt: str, completion: str, *, id_2: np.ndarray, loss_on_prompt: bool = False) -> Example:
+  """One example from a prompt and its completion: tokens, targets, weights [n], EOS always supervised.
+
+  Prompt and completion are tokenised apart, as decoding will see them. The shift by one happens here and nowhere else.
+  """
+  start = [] if text.bos_id is None else [text.bos_id]
+  asked = start + text.encode(prompt)
+  if text.eos_id is None:
+    raise ValueError('the tokenizer has no end-of-text token: a student could not learn to stop. Give it one (eos_token in tokenizer_config.json)')
+  written = text.encode(completion) + [text.eos_id]
+  whole = np.asarray(asked + written, np.int32)
+  weights = np.ones(len(whole) - 1, np.float32)
+  if not loss_on_prompt:
+    weights[:max(len(asked) - 1, 0)] = 0.0
+  return {'id': np.asarray(id_2, np.uint32), 'tokens': whole[:-1], 'targets': whole[1:], 'weights': weights}
+
+
+class Fit(NamedTuple):
+  """Examples that fit a row, and what happened to the others."""
+  examples: list[Example]
+  dropped: int
+  cut: int
+
+
+def fit(examples: Iterable[Example], *, length: int, overlong: str = 'drop') -> Fit:
+  """Examples of at most `length` tokens. overlong: 'drop' (a cut rationale has no answer) or 'cut' (keep the first tokens)."""
+  if overlong not in ('drop', 'cut'):
+    raise ValueError(f"overlong={overlong!r}: 'drop' or 'cut'")
+  kept, dropped, cut = [], 0, 0
+  for example in examples:
+    if len(example['tokens']) > length:
+      if overlong == 'drop':
+        dropped += 1
+        continue
+      cut += 1
+      example = {name: value if name == 'id' or declared(name).kind != 'token' else value[:length] for name, value in example.items()}
+    kept.append(example)
+  return Fit(kept, dropped, cut)
+
+
+def pack(lengths: Sequence[int], *, length: int, most: int = 64) -> list[list[int]]:
+  """Which examples share a row: first-fit over examples sorted by length (longest first). Deterministic.
+
+  most: most examples in one row. Rows of one example each: `[[i] for i in range(n)]`.
+  """
+  order = np.argsort(-np.asarray(lengths), kind='stable')
+  bins: list[list[int]] = []
+  by_room: dict[int, list[int]] = {}
+  for index in order:
+    need = int(lengths[index])
+    room = next((r for r in range(need, length + 1) if by_room.get(r)), None)
+    if room is None:
+      bins.append([int(index)])
+      where, left = len(bins) - 1, length - need
+    else:
+      where, left = by_room[room].pop(), room - need
+      bins[where].append(int(index))
+    if left > 0 and len(bins[where]) < most:
+      by_room.setdefault(left, []).append(where)
+  return bins
+
+
+class Rows:
+  """The rows of a data set: which examples lie in which row, assembled when asked for.
+
+  examples: tokenised examples (a list, or anything with len and [i]); bins: example numbers of each row; length: tokens of a row.
+  Rows are numbered in the order of their content ids, so that the order in which examples arrived does not matter.
+  """
+
+  def __init__(self, examples: Sequence[Example], bins: Sequence[Sequence[int]], *, length: int, source_length: int | None = None):
+    if not len(bins):
+      raise ValueError('there is no row to train on: no example was kept, or all were longer than the row')
+    self.examples, self.length, self.source_length = examples, length, source_length
+    self.most = max(len(members) for members in bins)
+    named = []
+    for members in bins:
+      members = sorted(members, key=lambda i: tuple(examples[i]['id']))
+      digest = hashlib.sha256(b''.join(np.asarray(examples[i]['id'], '>u4').tobytes() for i in members)).digest()
+      named.append((tuple(int(x) for x in np.frombuffer(digest[:8], '>u4')), members))
+    named.sort()
+    self.ids = np.asarray([row_id for row_id, _ in named], np.uint32)
+    self.bins = [members for _, members in named]
+
+  def __len__(self) -> int:
+    return len(self.bins)
+
+  @property
+  def tokens(self) -> int:
+    """Tokens that are not padding, over all rows."""
+    return sum(len(self.examples[i]['tokens']) for members in self.bins for i in members)
+
+  @property
+  def targets(self) -> float:
+    """Sum of target weights over all rows."""
+    return float(sum(self.examples[i]['weights'].sum() for members in self.bins for i in members))
+
+  def batch(self, numbers: Sequence[int]) -> dict[str, Any]:
+    """The batch made of these rows, as numpy arrays."""
+    first = self.examples[self.bins[numbers[0]][0]]
+    names = [name for name in first if name != 'id']
+    rows = [[self.examples[i] for i in self.bins[n]] for n in numbers]
+    out: dict[str, Any] = {'row': self.ids[np.asarray(numbers)]}
+    for name in names:
+      _place(out, name, self._collect(name, rows))
+    _place(out, 'segments', self._segments(rows, 'tokens', self.length))
+    _place(out, 'positions', self._positions(rows, 'tokens', self.length))
+    if 'source' in first:
+      _place(out, 'source_segments', self._segments(rows, 'source', self.source_length))
+      _place(out, 'source_positions', self._positions(rows, 'source', self.source_length))
+    ids = np.zeros((len(rows), self.most, 2), np.uint32)
+    for b, members in enumerate(rows):
+      ids[b, :len(members)] = [example['id'] for example in members]
+    out['examples'] = ids
+    return out
+
+  def _collect(self, name, rows):
+    key = declared(name)
+    if name in _MADE:
+      raise KeyError(f'batch key {name!r} is written by packing; an example may not bring it')
+    sample = np.asarray(rows[0][0][name])
+    if key.kind == 'token':
+      width = self.source_length if name in _SOURCE else self.length
+      array = np.zeros((len(rows), width) + sample.shape[1:], key.dtype)
+      for b, members in enumerate(rows):
+        joined = np.concatenate([example[name] for example in members])
+        array[b, :len(joined)] = joined
+      return array
+    if key.kind == 'example':
+      array = np.zeros((len(rows), self.most) + sample.shape, key.dtype)
+      for b, members in enumerate(rows):
+        array[b, :len(members)] = [example[name] for example in members]
+      return array
+    if any(len(members) > 1 for members in rows):
+      raise ValueError(f'batch key {name!r} belongs to a whole row: it cannot be packed (pack=False)')
+    return np.stack([np.asarray(members[0][name], key.dtype) for members in rows])
+
+  def _segments(self, rows, name, width):
+    array = np.zeros((len(rows), width), np.int32)
+    for b, members in enumerate(rows):
+      joined = np.repeat(np.arange(1, len(members) + 1), [len(example[name]) for example in members])
+      array[b, :len(joined)] = joined
+    return array
+
+  def _positions(self, rows, name, width):
+    array = np.zeros((len(rows), width), np.int32)
+    for b, members in enumerate(rows):
+      joined = np.concatenate([np.arange(len(example[name])) for example in members])
+      array[b, :len(joined)] = joined
+    return array
+
+
+def _place(out: dict, name: str, array: np.ndarray) -> None:
+  """Sets out['label']['top_ids'] for 'label/top_ids', out[name] otherwise."""
+  *parents, last = name.split('/')
+  for parent in parents:
+    out = out.setdefault(parent, {})
+  out[last] = array
+
+
+def unpacked(examples: Sequence[Example], *, length: int) -> Rows:
+  """One example a row."""
+  return Rows(examples, [[i] for i in range(len(examples))], length=length)
+
+
+def packed(examples: Sequence[Example], *, length: int, most: int = 64) -> Rows:
+  """Several examples a row, first-fit."""
+  return Rows(examples, pack([len(example['tokens']) for example in examples], length=length, most=most), length=length)
+
+
+def example_id(*parts) -> np.ndarray:
+  """The content id of an example: of the text it was made from."""
+  return keys.content_id(*parts)

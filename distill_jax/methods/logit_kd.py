@@ -1,0 +1,57 @@
+"""Knowledge distillation on the teacher's next-token distributions, beside cross-entropy (Hinton et al. 2015, arXiv 1503.02531)."""
+import functools
+
+from distill_jax.core.mean import Mean
+from distill_jax.core.types import Method
+from distill_jax.decode import score
+from distill_jax.losses import divergence, tokens
+from distill_jax.methods.sft import cross_entropy, penalty, row_keys
+
+_SETTINGS = {'forward_kl': (), 'reverse_kl': (), 'jsd': ('beta',), 'skew_kl': ('skew',)}
+
+
+def logit_kd(roles, *, task=None, text=None, alpha: float = 0.5, temperature: float = 1.0, k: int | None = None,
+             objective: str = 'forward_kl', beta: float | None = None, skew: float | None = None) -> Method:
+  """L = (1 - alpha) CE(targets) + alpha D(teacher, student) over target tokens, each a mean over the weight of the whole batch.
+
+  roles: 'student' and 'teacher' (which may be absent when `k` targets come from a label stage).
+  k: the teacher's k most likely tokens with one rest class (forward KL; compact, may be cached); None: its whole distribution,
+    kept as hidden states, from which its head makes logits (any objective).
+  objective: 'forward_kl', 'reverse_kl', 'jsd' (needs beta), 'skew_kl' (needs skew), see losses/divergence.py.
+  """
+  if objective not in _SETTINGS:
+    raise ValueError(f'logit_kd: objective={objective!r}, one of {", ".join(_SETTINGS)}')
+  if k is not None and objective != 'forward_kl':
+    raise ValueError(f'logit_kd: k={k} keeps a rest class, which only forward_kl can use; objective={objective!r} needs k=None')
+  given = {name: value for name, value in dict(beta=beta, skew=skew).items() if value is not None}
+  if set(given) != set(_SETTINGS[objective]):
+    raise ValueError(f'logit_kd: objective={objective!r} takes {list(_SETTINGS[objective]) or "no further setting"}, given {sorted(given)}')
+  student, teacher = roles['student'], roles.get('teacher')
+  if teacher is not None and teacher.text is not None and student.text is not None:
+    student.text.require_same(teacher.text, what='teacher and student')
+  if teacher is None and k is None:
+    raise ValueError('logit_kd: without k the teacher\'s head is needed: name a teacher in roles, or set k')
+  distance = functools.partial(getattr(divergence, objective), temperature=temperature, **given)
+
+  def label(params, batch, key):
+    if k is None:
+      return {'hidden': teacher.model.apply(params['teacher'], batch)['hidden']}
+    top_ids, top_logps = score.top_k(teacher.model, params['teacher'], batch, k=k, temperature=temperature)
+    return {'top_ids': top_ids, 'top_logps': top_logps}
+
+  def loss(params, batch, key):
+    out = student.model.apply(params['student'], batch, key_B=row_keys(key, batch))
+    marks, weights = batch['label'], batch['weights']
+    if k is None:
+      # only the head is used here: the compiler drops the rest of this forward pass
+      told = {'hidden': marks['hidden'], 'head': teacher.model.apply(params['teacher'], batch)['head']}
+      divergence_BL = tokens.per_token(distance, weights, out, told)
+    else:
+      top = functools.partial(divergence.top_k_kl, temperature=temperature)
+      divergence_BL = tokens.per_token(top, weights, out, marks['top_ids'], marks['top_logps'])
+    values_BL, right_BL = cross_entropy(out, batch)
+    ce, kd = Mean.of(values_BL, weights), Mean.of(divergence_BL, weights)
+    terms = {'kd': kd.scale(alpha), 'hard': ce.scale(1.0 - alpha), **penalty(out)}
+    return terms, {'cross_entropy': ce, 'divergence': kd, 'accuracy': Mean.of(right_BL, weights)}, {}
+
+  return Method(loss, None if teacher is None else label)
