@@ -1,0 +1,259 @@
+"""Checkpoints on disk: our own format, Hugging Face directories in and out, and the llama2.c file.
+
+Our format is a directory with params.safetensors (weights by path) and model.json ({"format": 1, "model": ..., "config": {...}}),
+written last. The same weights give the same bytes.
+"""
+import json
+import os
+import pathlib
+import re
+import shutil
+import struct
+from typing import Any, Callable, Iterator, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from distill_jax.core import tree
+from distill_jax.models import MODELS, families
+
+FORMAT = 1
+Path = str | os.PathLike
+Read = tuple[str, dict, dict]
+
+
+def read(directory: Path) -> Read:
+  """(name, config, params) of a checkpoint, ours or a Hugging Face one; params are a nested dict, floats as float32 whatever was stored.
+
+  `MODELS[name](**config)` is its model. FileNotFoundError: no directory, or a half-written one. ValueError: an architecture or
+  format this version does not know, a damaged file, weights that are missing, left over or of another shape.
+  """
+  directory = pathlib.Path(directory)
+  if not directory.is_dir():
+    raise FileNotFoundError(f'{directory}: no such checkpoint directory; give one with model.json or config.json in it')
+  if (directory / 'model.json').is_file():
+    return _read_ours(directory)
+  if (directory / 'config.json').is_file():
+    return _read_hf(directory)
+  found = sorted(path.name for path in directory.iterdir())
+  raise FileNotFoundError(
+      f'{directory}: no model.json or config.json in it ({", ".join(found[:5]) or "it is empty"}). The marker file is written last, so '
+      'this checkpoint is half written or something else: run the command that makes it again')
+
+
+def write(directory: Path, name: str, config: Mapping[str, Any], params: Mapping[str, Any]) -> None:
+  """Writes a checkpoint in our format, in the dtypes the weights have. Same weights, same bytes. See `_replace` for a killed writer."""
+  flat = _checked(directory, name, config, params)
+
+  def fill(temporary):
+    _save(temporary / 'params.safetensors', flat, {})
+    _save_json(temporary / 'model.json', dict(format=FORMAT, model=name, config=_plain(config)))
+
+  _replace(pathlib.Path(directory), fill, marker='model.json')
+
+
+def write_hf(
+    directory: Path, name: str, config: Mapping[str, Any], params: Mapping[str, Any], *, dtype: str = 'float32',
+    tokens: Mapping[str, int | None] | None = None) -> None:
+  """Writes config.json, generation_config.json and model.safetensors so that transformers' AutoModelForCausalLM loads the directory.
+
+  dtype: what the weights are stored in. tokens: eos_token_id, pad_token_id, bos_token_id. Other files of the directory (a
+  tokenizer) stay. ValueError: no known architecture has the shape of this config.
+  """
+  config = _full(name, config)
+  family = families.of_config(config)
+  tokens = {key: value for key, value in (tokens or {}).items() if value is not None}
+  flat = _checked(directory, name, config, params)
+  tensors = dict(_theirs(family, config, flat))
+  tensors = {path: tensor.astype(jnp.dtype(dtype)) for path, tensor in tensors.items()}
+
+  def fill(temporary):
+    _save(temporary / 'model.safetensors', tensors, {'format': 'pt'})
+    _save_json(temporary / 'generation_config.json', tokens)
+    _save_json(temporary / 'config.json', dict(
+        family.config_out(config), architectures=[family.architecture], model_type=family.model_type, dtype=dtype, use_cache=True, **tokens))
+
+  _replace(pathlib.Path(directory), fill, marker='config.json')
+
+
+def expected(name: str, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+  """{path: shape} of the weights of a model."""
+  shapes = jax.eval_shape(_model(name, config).init, jax.random.key(0))
+  return {path: leaf.shape for path, leaf in tree.flatten(shapes).items()}
+
+
+def _checked(directory: Path, name: str, config: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str, np.ndarray]:
+  """Weights by path on the host, after a look at their names and shapes."""
+  flat = {path: np.asarray(leaf) for path, leaf in tree.flatten(params).items()}
+  _check(f'{directory}: cannot write', {path: leaf.shape for path, leaf in flat.items()}, expected(name, config))
+  return flat
+
+
+def _model(name: str, config: Mapping[str, Any]):
+  if name not in MODELS:
+    raise ValueError(f'model {name!r} is not known; known are {", ".join(MODELS)}')
+  return MODELS[name](**config)
+
+
+def _full(name: str, config: Mapping[str, Any]) -> dict:
+  """The config with its defaults filled in."""
+  return dict(_model(name, config).config)
+
+
+def _plain(config: Mapping[str, Any]) -> dict:
+  return {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()}
+
+
+def _read_ours(directory: pathlib.Path) -> Read:
+  about = _load_json(directory / 'model.json')
+  if about.get('format', 0) > FORMAT:
+    raise ValueError(f'{directory}: model.json has format {about["format"]}, this version reads up to {FORMAT}; update distill_jax')
+  name, config = about['model'], about['config']
+  shapes = expected(name, config)
+  with _Files([directory / 'params.safetensors']) as files:
+    _check(f'{directory}', files.shapes(), shapes)
+    params = tree.unflatten({path: _float32(files.tensor(path)) for path in shapes})
+  return name, _full(name, config), params
+
+
+def _read_hf(directory: pathlib.Path) -> Read:
+  hf = _load_json(directory / 'config.json')
+  family = families.of_hf(hf, f'{directory}')
+  config = _full('transformer', family.config_in(hf))
+  shapes = expected('transformer', config)
+  wanted = families.names(family, config, tuple(shapes))
+  with _Files(_hf_files(directory)) as files:
+    held = files.shapes()
+    prefix = '' if any(name.startswith(family.prefix) for name in held) else family.prefix
+    needed = {name for rows in wanted.values() for _, name in rows}
+    skipped = (*family.skipped, *(('lm_head.weight',) if config['tied'] else ()))
+    _check_names(f'{directory}', {prefix + name for name in held} | needed & set(held), needed, skipped)
+
+    def part(row, name):
+      return families.ours(row, files.tensor(name if name in held else name.removeprefix(prefix)))
+
+    flat = {}
+    for path, rows in wanted.items():
+      found = [part(row, name) for row, name in rows]
+      flat[path] = np.stack(found) if path.startswith('layers/') else found[0]
+      if flat[path].shape != shapes[path]:
+        raise ValueError(f'{directory}: {rows[0][1]} gives {path} the shape {flat[path].shape}, config.json says {shapes[path]}')
+      flat[path] = _float32(flat[path])
+  return 'transformer', config, tree.unflatten(flat)
+
+
+def _theirs(family: families.Family, config: Mapping[str, Any], flat: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
+  """(name, tensor) of theirs from our weights."""
+  parts: dict[str, dict] = {}
+  for path, rows in families.names(family, config, tuple(flat)).items():
+    for index, (row, name) in enumerate(rows):
+      parts.setdefault(name, {})[row.part] = row, flat[path][index] if path.startswith('layers/') else flat[path]
+  for name, rows in parts.items():
+    yield name, families.theirs(rows)
+
+
+def _hf_files(directory: pathlib.Path) -> list[pathlib.Path]:
+  index = directory / 'model.safetensors.index.json'
+  if index.is_file():
+    return [directory / name for name in sorted(set(_load_json(index)['weight_map'].values()))]
+  if not (directory / 'model.safetensors').is_file():
+    found = sorted(path.name for path in directory.glob('*.bin')) + sorted(path.name for path in directory.glob('*.safetensors'))
+    raise FileNotFoundError(
+        f'{directory}: config.json but no model.safetensors (weights found: {", ".join(found) or "none"}). Either the directory is half '
+        'written or copied, or its weights are in another format: save it again with transformers, save_pretrained writes safetensors')
+  return [directory / 'model.safetensors']
+
+
+class _Files:
+  """Open safetensors files as one mapping of tensors, read one at a time."""
+
+  def __init__(self, paths):
+    from safetensors import SafetensorError, safe_open
+    self._where, self._open = {}, []
+    for path in paths:
+      if not path.is_file():
+        raise FileNotFoundError(f'{path}: missing; the checkpoint is half written or half copied, make or copy it again')
+      try:
+        self._open.append(safe_open(path, 'np').__enter__())
+      except SafetensorError as error:
+        raise ValueError(f'{path}: cut short or damaged ({error}); make or copy it again') from error
+      self._where.update({name: self._open[-1] for name in self._open[-1].keys()})
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *error):
+    for file in self._open:
+      file.__exit__(*error)
+
+  def shapes(self) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(file.get_slice(name).get_shape()) for name, file in self._where.items()}
+
+  def tensor(self, name: str) -> np.ndarray:
+    return self._where[name].get_tensor(name)
+
+
+def _float32(array: np.ndarray) -> jax.Array:
+  return jnp.asarray(array, jnp.float32 if jnp.issubdtype(array.dtype, jnp.floating) else array.dtype)
+
+
+def _check_names(where: str, found, wanted, skipped=()) -> None:
+  if missing := sorted(set(wanted) - set(found)):
+    raise ValueError(f'{where}: {len(missing)} weights are missing, first {missing[0]!r}; the file does not belong to this config')
+  extra = sorted(name for name in set(found) - set(wanted) if not tree.matches(name, skipped))
+  if extra:
+    raise ValueError(f'{where}: {len(extra)} weights that the model does not have, first {extra[0]!r}; the config does not belong to this file')
+
+
+def _check(where: str, found: Mapping[str, tuple[int, ...]], shapes: Mapping[str, tuple[int, ...]]) -> None:
+  """Names and shapes of weights as expected."""
+  _check_names(where, found, shapes)
+  for path, shape in shapes.items():
+    if found[path] != shape:
+      raise ValueError(f'{where}: weight {path!r} has shape {found[path]}, the config says {shape}')
+
+
+def _load_json(path: pathlib.Path) -> dict:
+  try:
+    return json.loads(path.read_text())
+  except ValueError as error:
+    raise ValueError(f'{path}: not JSON ({error}); the file is cut short or damaged, make or copy it again') from error
+
+
+def _save_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
+  path.write_text(json.dumps(content, indent=2, sort_keys=True) + '\n')
+
+
+def _save(path: pathlib.Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+  from safetensors.numpy import save_file
+  save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, path, metadata=dict(metadata) or None)
+
+
+def _replace(directory: pathlib.Path, fill: Callable[[pathlib.Path], None], *, marker: str) -> None:
+  """Fills a temporary directory beside `directory`, then puts its files in place.
+
+  A new directory appears by one rename. In one that exists the marker goes first and comes last, so that a writer killed in
+  between leaves a directory that `read` calls half written; its other files stay.
+  """
+  directory = pathlib.Path(os.path.abspath(directory))
+  temporary = directory.parent / f'.{directory.name}.partial'
+  shutil.rmtree(temporary, ignore_errors=True)
+  temporary.mkdir(parents=True)
+  try:
+    fill(temporary)
+  except BaseException:
+    shutil.rmtree(temporary, ignore_errors=True)
+    raise
+  for path in temporary.iterdir():
+    with open(path, 'rb') as file:
+      os.fsync(file.fileno())
+  if not directory.exists():
+    os.rename(temporary, directory)
+    return
+  (directory / marker).unlink(missing_ok=True)
+  for stale in directory.glob('model*.safetensors*'):
+    stale.unlink()
+  for path in sorted(temporary.iterdir(), key=lambda path: path.name == marker):
+    os.replace(path, directory / path.name)
+  temporary.rmdir()
