@@ -5,9 +5,14 @@ from distill_jax.core.mean import Mean
 from distill_jax.core.types import Method
 from distill_jax.decode import score
 from distill_jax.losses import divergence, tokens
-from distill_jax.methods.sft import cross_entropy, penalty, row_keys
+from distill_jax.methods.sft import hard, penalty, row_keys
 
-_SETTINGS = {'forward_kl': (), 'reverse_kl': (), 'jsd': ('beta',), 'skew_kl': ('skew',)}
+_OBJECTIVES = {      # name -> (function, the settings it needs)
+    'forward_kl': (divergence.forward_kl, ()),
+    'reverse_kl': (divergence.reverse_kl, ()),
+    'jsd': (divergence.jsd, ('beta',)),
+    'skew_kl': (divergence.skew_kl, ('skew',)),
+}
 
 
 def logit_kd(roles, *, task=None, text=None, alpha: float = 0.5, temperature: float = 1.0, k: int | None = None,
@@ -19,19 +24,20 @@ def logit_kd(roles, *, task=None, text=None, alpha: float = 0.5, temperature: fl
     kept as hidden states, from which its head makes logits (any objective).
   objective: 'forward_kl', 'reverse_kl', 'jsd' (needs beta), 'skew_kl' (needs skew), see losses/divergence.py.
   """
-  if objective not in _SETTINGS:
-    raise ValueError(f'logit_kd: objective={objective!r}, one of {", ".join(_SETTINGS)}')
+  if objective not in _OBJECTIVES:
+    raise ValueError(f'logit_kd: objective={objective!r}, one of {", ".join(_OBJECTIVES)}')
+  function, settings = _OBJECTIVES[objective]
   if k is not None and objective != 'forward_kl':
     raise ValueError(f'logit_kd: k={k} keeps a rest class, which only forward_kl can use; objective={objective!r} needs k=None')
   given = {name: value for name, value in dict(beta=beta, skew=skew).items() if value is not None}
-  if set(given) != set(_SETTINGS[objective]):
-    raise ValueError(f'logit_kd: objective={objective!r} takes {list(_SETTINGS[objective]) or "no further setting"}, given {sorted(given)}')
+  if set(given) != set(settings):
+    raise ValueError(f'logit_kd: objective={objective!r} takes {list(settings) or "no further setting"}, given {sorted(given)}')
   student, teacher = roles['student'], roles.get('teacher')
   if teacher is not None and teacher.text is not None and student.text is not None:
     student.text.require_same(teacher.text, what='teacher and student')
   if teacher is None and k is None:
     raise ValueError('logit_kd: without k the teacher\'s head is needed: name a teacher in roles, or set k')
-  distance = functools.partial(getattr(divergence, objective), temperature=temperature, **given)
+  distance = functools.partial(function if k is None else divergence.top_k_kl, temperature=temperature, **given)
 
   def label(params, batch, key):
     if k is None:
@@ -39,19 +45,20 @@ def logit_kd(roles, *, task=None, text=None, alpha: float = 0.5, temperature: fl
     top_ids, top_logps = score.top_k(teacher.model, params['teacher'], batch, k=k, temperature=temperature)
     return {'top_ids': top_ids, 'top_logps': top_logps}
 
+  def told(params, batch):
+    """What the teacher says: its hidden states and head, or its top k."""
+    marks = batch['label']
+    if k is not None:
+      return marks['top_ids'], marks['top_logps']
+    # only the head of this forward pass is used: the compiler drops the rest
+    return ({'hidden': marks['hidden'], 'head': teacher.model.apply(params['teacher'], batch)['head']},)
+
   def loss(params, batch, key):
     out = student.model.apply(params['student'], batch, key_B=row_keys(key, batch))
-    marks, weights = batch['label'], batch['weights']
-    if k is None:
-      # only the head is used here: the compiler drops the rest of this forward pass
-      told = {'hidden': marks['hidden'], 'head': teacher.model.apply(params['teacher'], batch)['head']}
-      divergence_BL = tokens.per_token(distance, weights, out, told)
-    else:
-      top = functools.partial(divergence.top_k_kl, temperature=temperature)
-      divergence_BL = tokens.per_token(top, weights, out, marks['top_ids'], marks['top_logps'])
-    values_BL, right_BL = cross_entropy(out, batch)
-    ce, kd = Mean.of(values_BL, weights), Mean.of(divergence_BL, weights)
-    terms = {'kd': kd.scale(alpha), 'hard': ce.scale(1.0 - alpha), **penalty(out)}
-    return terms, {'cross_entropy': ce, 'divergence': kd, 'accuracy': Mean.of(right_BL, weights)}, {}
+    both = lambda logits, targets, *teacher_says: {**hard(logits, targets), 'divergence': distance(logits, *teacher_says)}
+    values = tokens.per_token(both, batch['weights'], out, batch['targets'], *told(params, batch))
+    means = {name: Mean.of(value, batch['weights']) for name, value in values.items()}
+    terms = {'kd': means['divergence'].scale(alpha), 'hard': means['cross_entropy'].scale(1.0 - alpha), **penalty(out)}
+    return terms, means, {}
 
   return Method(loss, None if teacher is None else label)

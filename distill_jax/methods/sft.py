@@ -17,9 +17,9 @@ def sft(roles, *, task=None, text=None) -> Method:
 
   def loss(params, batch, key):
     out = model.apply(params['student'], batch, key_B=row_keys(key, batch))
-    values_BL, right_BL = cross_entropy(out, batch)
-    terms = {'cross_entropy': Mean.of(values_BL, batch['weights']), **penalty(out)}
-    return terms, {'accuracy': Mean.of(right_BL, batch['weights'])}, {}
+    values = tokens.per_token(hard, batch['weights'], out, batch['targets'])
+    terms = {'cross_entropy': Mean.of(values['cross_entropy'], batch['weights']), **penalty(out)}
+    return terms, {'accuracy': Mean.of(values['accuracy'], batch['weights'])}, {}
 
   return Method(loss)
 
@@ -29,11 +29,10 @@ def row_keys(key, batch):
   return None if key is None else keys.fold_ids(key, batch['row'])
 
 
-def cross_entropy(out, batch):
-  """(cross-entropy, 1.0 where the most likely token is the target), both float32 [B, L]."""
-  values_BL = tokens.per_token(tokens.cross_entropy, batch['weights'], out, batch['targets'])
-  hit = lambda logits_V, targets: (jnp.argmax(logits_V, -1) == targets).astype(jnp.float32)
-  return values_BL, jax.lax.stop_gradient(tokens.per_token(hit, batch['weights'], out, batch['targets']))
+def hard(logits, targets):
+  """What one-hot targets say of logits [B, L, V]: the cross-entropy, and 1.0 where the most likely token is the target."""
+  right = (jnp.argmax(jax.lax.stop_gradient(logits), -1) == targets).astype(jnp.float32)
+  return {'cross_entropy': tokens.cross_entropy(logits, targets), 'accuracy': right}
 
 
 def penalty(out):

@@ -6,7 +6,6 @@ import jax
 import numpy as np
 
 from distill_jax.core.types import Method, State
-from distill_jax.data.feed import Feed
 from distill_jax.train.checkpoint import Checkpoints
 
 
@@ -33,7 +32,7 @@ class Ran(NamedTuple):
   steps: int
 
 
-def fit(step: Callable, state: State, frozen: Mapping[str, Any], feed: Callable[[int], Feed], *, method: Method, key: jax.Array, start: int,
+def fit(step: Callable, state: State, frozen: Mapping[str, Any], feed: Callable[[int], Any], *, method: Method, key: jax.Array, start: int,
         steps: int, facts: dict[str, Any], log, every: int, checkpoints: Checkpoints | None, save_every: int,
         validation: Validation | None = None) -> Ran:
   """Runs steps start+1 .. steps. `step` is the jitted step; `feed(start)` gives batches; facts travel with the checkpoints."""

@@ -1,0 +1,104 @@
+"""Evaluate: a role answers held-out questions; accuracy and unbiased pass@k with intervals, every prediction on file."""
+import json
+import math
+import time
+from typing import Any, Sequence
+
+import jax
+import numpy as np
+
+from distill_jax.core import keys, mesh as mesh_lib
+from distill_jax.data import shards
+from distill_jax.decode import sample
+from distill_jax.stages import records
+from distill_jax.stages.roles import load_role, parameters
+
+SHOWN = 8
+
+
+def pass_at(n: int, c: int, k: int) -> float:
+  """Unbiased estimate that one of k samples is right, c of n being right: 1 - C(n-c, k) / C(n, k) (Chen et al. 2021, arXiv 2107.03374)."""
+  if not 0 < k <= n:
+    raise ValueError(f'pass@{k} needs at least {k} samples, there are {n}')
+  return 1.0 - math.comb(n - c, k) / math.comb(n, k)
+
+
+def evaluate(out, inputs, *, seed, how, log, roles, task, splits=('test',), count=None, samples=1, temperature=0.0, top_p=1.0, top_k=0, ks=(1,),
+             max_new_tokens=160, calculator=False, stop=(), part=256, title=None) -> dict[str, Any]:
+  """Answers the questions of each split, in parts; a part that is there is not answered again.
+
+  roles: exactly one.  accuracy: mean grade over samples, then over problems; pass@k for each k of `ks`; 95 % intervals by bootstrap over problems.
+  temperature 0: greedy.  how: batch, mesh.
+  """
+  if len(roles) != 1:
+    raise ValueError(f'evaluate: one role, got {sorted(roles)}')
+  if max(ks) > samples:
+    raise ValueError(f'evaluate: pass@{max(ks)} needs samples >= {max(ks)}, got {samples}')
+  if samples > 1 and temperature == 0:
+    raise ValueError(f'evaluate: {samples} greedy samples are all the same text; set temperature')
+  task = records.make_task(task)
+  name, definition = next(iter(roles.items()))
+  role = load_role(definition, seed=seed)
+  mesh = mesh_lib.make_mesh(how.get('mesh'))
+  params = jax.device_put(role.params, mesh_lib.replicated(mesh))
+  settings = dict(samples=samples, temperature=temperature, top_p=top_p, top_k=top_k, max_new_tokens=max_new_tokens, stop=tuple(stop),
+                  writer=task.writer if calculator else None, batch=how.get('batch', 64), mesh=mesh)
+  splits = [splits] if isinstance(splits, str) else list(splits)
+  questions = {split: list(task.examples(split))[:count] for split in splits}
+  if empty := [split for split in splits if not questions[split]]:
+    raise ValueError(f'evaluate: the task has no examples in split {empty[0]!r}')
+  longest = max(len(ids) for examples in questions.values() for ids in role.text.encode_many([task.prompt(e) for e in examples])) + 1
+  settings['length'] = -(-longest // 16) * 16
+  began, total, done = time.perf_counter(), sum(map(len, questions.values())), 0
+  for split, examples in questions.items():
+    done = _answer(out / split, role, params, task, examples, part=part, settings=settings, seed=seed, done=done, total=total, log=log)
+  rows = {split: _read(out / split) for split in splits}
+  _file(out, rows)
+  table = {split: _scores(rows[split], samples, ks) for split in splits}
+  first = rows[splits[0]]
+  return dict(kind='evaluate', title=title or name, role=name, parameters=parameters(role), calculator=calculator, temperature=temperature,
+              samples=samples, seed=seed, splits=table, seconds=time.perf_counter() - began,
+              examples=[dict(question=r['question'], answer=r['gold'], prediction=r['texts'][0], right=r['grades'][0] > 0) for r in first[:SHOWN]])
+
+
+def _answer(out, role, params, task, examples, *, part, settings, seed, done, total, log) -> int:
+  out.mkdir(exist_ok=True)
+  count = -(-len(examples) // part)
+  for index in range(count):
+    chosen = examples[index * part:(index + 1) * part]
+    log.progress(done, total, unit='questions')
+    if not shards.has_part(out, index, count):
+      texts, _ = sample.write(role, params, [task.prompt(e) for e in chosen], [keys.id_from_text(e['id']) for e in chosen], jax.random.key(seed),
+                              **settings)
+      rows = [dict(id=e['id'], question=e['question'], gold=task.answer(e), texts=[t['text'] for t in several],
+                   grades=[float(task.grade(e, t['text'])) for t in several]) for e, several in zip(chosen, texts)]
+      shards.write_part(out, index, count, {'prediction': [json.dumps(row, ensure_ascii=False) for row in rows]})
+    done += len(chosen)
+  log.progress(done, total, unit='questions')
+  shards.finish(out, count=count, fingerprints={'role': role.fingerprint}, kind='predictions')
+  return done
+
+
+def _read(directory) -> list[dict[str, Any]]:
+  return [json.loads(text) for text in shards.open_shards(directory).column('prediction')]
+
+
+def _file(out, rows) -> None:
+  temporary = out / 'predictions.tmp'
+  with open(temporary, 'w', encoding='utf-8') as file:
+    for split, several in rows.items():
+      for row in several:
+        file.write(json.dumps({'split': split, **row}, ensure_ascii=False) + '\n')
+  temporary.replace(out / 'predictions.jsonl')
+
+
+def _scores(rows: Sequence[dict[str, Any]], samples: int, ks: Sequence[int]) -> dict[str, Any]:
+  grades = np.asarray([row['grades'] for row in rows])
+  right = (grades > 0).sum(1)
+  low, high = records.bootstrap(grades.mean(1))
+  passed = {}
+  for k in ks:
+    values = np.asarray([pass_at(samples, int(c), k) for c in right])
+    interval = records.bootstrap(values)
+    passed[str(k)] = dict(value=float(values.mean()), low=interval[0], high=interval[1])
+  return dict(n=len(rows), accuracy=float(grades.mean()), low=low, high=high, pass_at=passed)

@@ -1,0 +1,96 @@
+"""Generate: a teacher writes answers to a task's questions, or somebody's recorded answers enter."""
+import time
+from typing import Any, Mapping
+
+import jax
+import numpy as np
+
+from distill_jax.core import keys, mesh as mesh_lib
+from distill_jax.data import shards
+from distill_jax.decode import sample
+from distill_jax.stages import records
+from distill_jax.stages.roles import load_role
+from distill_jax.tasks.gsm8k import recorded as read_recorded
+from distill_jax.tasks.overlap import overlap
+
+
+def generate(out, inputs, *, seed, how, log, task, roles=None, split='train', count=None, samples=4, temperature=0.7, top_p=1.0, top_k=0,
+             max_new_tokens=160, calculator=False, stop=(), recorded=None, part=256, held_out='test') -> dict[str, Any]:
+  """Writes `samples` texts for each question of `split`, in parts of `part` questions; a part that is there is not written again.
+
+  roles: teacher.  recorded: a file of completions somebody else's teacher wrote, instead of a teacher; its questions are matched to
+  the split's by their text.  calculator: let the task's calculator write what it can.  count: first questions only.
+  held_out: the split whose overlap with the generated text is counted.  how: batch, mesh.
+  """
+  if (recorded is None) == (not roles):
+    raise ValueError("generate: give either roles=dict(teacher='...') or recorded='FILE'")
+  task = records.make_task(task)
+  examples = list(task.examples(split))[:count]
+  began = time.perf_counter()
+  if recorded is not None:
+    facts = _enter(out, task, examples, recorded, part, log)
+  else:
+    facts = _write(out, task, examples, load_role(roles['teacher'], seed=seed), part=part, how=how, log=log, seed=seed, settings=dict(
+        samples=samples, temperature=temperature, top_p=top_p, top_k=top_k, max_new_tokens=max_new_tokens, stop=tuple(stop),
+        writer=task.writer if calculator else None))
+  texts = records.read(out)
+  tested = [e['question'] for e in task.examples(held_out)] + [task.answer(e) for e in task.examples(held_out)]
+  seconds = time.perf_counter() - began
+  tokens = sum(int(t['tokens']) for t in texts)
+  return dict(kind='generate', questions=len(examples), samples=samples, texts=len(texts), tokens=tokens, seconds=seconds,
+              tokens_per_second=tokens / seconds, unfinished=sum(not t['finished'] for t in texts),
+              overlap={**overlap([t['completion'] for t in texts], tested), 'held_out': held_out}, **facts)
+
+
+def _write(out, task, examples, role, *, part, how, log, seed, settings):
+  mesh = mesh_lib.make_mesh(how.get('mesh'))
+  params = jax.device_put(role.params, mesh_lib.replicated(mesh))
+  count = max(-(-len(examples) // part), 1)
+  prompts = [task.prompt(e) for e in examples]
+  # one prompt length for all parts: which part a question lies in then changes nothing, and there is one compiled shape
+  longest = max(len(ids) for ids in role.text.encode_many(prompts)) + 1
+  cut, total = 0, len(examples) * settings['samples']
+  for index in range(count):
+    chosen = slice(index * part, (index + 1) * part)
+    log.progress(min(index * part, len(examples)) * settings['samples'], total, unit='texts')
+    if shards.has_part(out, index, count):
+      continue
+    ids = [keys.id_from_text(e['id']) for e in examples[chosen]]
+    texts, stats = sample.write(role, params, prompts[chosen], ids, jax.random.key(seed), batch=how.get('batch', 64), length=-(-longest // 16) * 16,
+                                mesh=mesh, **settings)
+    cut += stats['cut_prompts']
+    rows = [records.record(e, p, t['text'], sample=n, tokens=len(t['tokens']), logp=t['logp'], finished=t['finished'])
+            for e, p, several in zip(examples[chosen], prompts[chosen], texts) for n, t in enumerate(several)]
+    shards.write_part(out, index, count, records.columns(rows))
+  log.progress(total, total, unit='texts')
+  shards.finish(out, count=count, fingerprints={'teacher': role.fingerprint, 'tokenizer': role.text.fingerprint}, kind='texts')
+  return dict(teacher=role.fingerprint, cut_prompts=cut)
+
+
+def _enter(out, task, examples, recorded, part, log):
+  by_question: Mapping[str, Any] = {_bare(e['question']): e for e in examples}
+  rows, unknown, seen = [], 0, {}
+  for line in read_recorded(recorded):
+    example = by_question.get(_bare(line['question']))
+    if example is None:
+      unknown += 1
+      continue
+    number = seen[example['id']] = seen.get(example['id'], -1) + 1
+    given = -1 if line.get('label') is None else int(line['label'])
+    rows.append(records.record(example, task.prompt(example), line['completion'], sample=number, given=given))
+  if not rows:
+    raise ValueError(f'{recorded}: none of its {unknown} questions is in this split of the task; look at split= and at the source')
+  rows.sort(key=lambda r: (r['id'], r['sample']))
+  count = -(-len(rows) // (part * 4))
+  for index in range(count):
+    log.progress(index, count, unit='parts')
+    if not shards.has_part(out, index, count):
+      shards.write_part(out, index, count, records.columns(rows[index * part * 4:(index + 1) * part * 4]))
+  log.progress(count, count, unit='parts')
+  shards.finish(out, count=count, fingerprints={}, kind='texts')
+  notes = [f'{unknown} recorded completions answer questions that are not in the split'] if unknown else []
+  return dict(teacher=f'recorded in {recorded}', unknown=unknown, notes=notes)
+
+
+def _bare(question: str) -> str:
+  return ' '.join(question.split())

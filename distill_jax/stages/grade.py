@@ -1,0 +1,85 @@
+"""Grade: what was written is marked; right texts are kept, repeated ones dropped, each question capped; the rest is reported."""
+import collections
+import json
+from typing import Any
+
+from distill_jax.data import shards
+from distill_jax.stages import records
+
+SHOWN = 24      # rejected texts in the report
+
+
+def grade(out, inputs, *, seed, how, log, task, keep='right', dedupe=True, cap=None, unfinished=False) -> dict[str, Any]:
+  """Marks every text of the inputs with the task's grade and keeps those that pass.
+
+  keep: 'right' or 'all' (a control).  dedupe: drop a text equal to an earlier one of its question (white space aside).
+  cap: most texts of one question.  unfinished: keep texts that never ended, too.
+  Stops, saying why, when nothing is kept. rejected.jsonl holds every rejected text with its reason.
+  """
+  if keep not in ('right', 'all'):
+    raise ValueError(f"keep={keep!r}: 'right' or 'all'")
+  task = records.make_task(task)
+  rows = [row for path in records.data_inputs(inputs).values() for row in records.read(path)]
+  if not rows:
+    raise ValueError(f'grade: no texts in {", ".join(map(str, inputs.values())) or "its inputs"}; name a generate stage in of=')
+  kept, rejected, reasons, agreed = [], [], collections.Counter(), collections.Counter()
+  seen, taken = set(), collections.Counter()
+  for done, row in enumerate(rows):
+    right = task.grade(row['example'], row['completion']) > 0
+    if row['given'] >= 0:
+      agreed['agree' if right == bool(row['given']) else 'differ'] += 1
+    reason = _reason(task, row, right, keep=keep, dedupe=dedupe, cap=cap, unfinished=unfinished, seen=seen, taken=taken)
+    if reason is None:
+      kept.append(row)
+    else:
+      reasons[reason] += 1
+      rejected.append(dict(id=row['id'], question=row['example'].get('question', row['prompt']), completion=row['completion'], reason=reason))
+    if done % 1000 == 0:
+      log.progress(done, len(rows), unit='texts')
+  log.progress(len(rows), len(rows), unit='texts')
+  _report(out, rejected)
+  if not kept:
+    raise ValueError(f'grade: none of {len(rows)} texts was kept ({", ".join(f"{n} {r}" for r, n in reasons.most_common())}); there is nothing to '
+                     f'train on. Look at {out / "rejected.jsonl"}: the teacher, its prompt or max_new_tokens may not fit the task')
+  part = how.get('part', 4096)
+  count = -(-len(kept) // part)
+  for index in range(count):
+    chunk = [{**row, 'example': json.dumps(row['example'], sort_keys=True, ensure_ascii=False)} for row in kept[index * part:(index + 1) * part]]
+    shards.write_part(out, index, count, records.columns(chunk))
+  shards.finish(out, count=count, fingerprints={}, kind='texts')
+  summary = dict(kind='grade', texts=len(rows), kept=len(kept), questions=len({r['id'] for r in rows}), questions_kept=len({r['id'] for r in kept}),
+                 reasons=dict(reasons.most_common()), examples=_some(rejected))
+  if agreed:
+    summary['given'] = dict(agreed)
+    summary['notes'] = [f'{agreed["agree"]} of {sum(agreed.values())} verdicts agree with those that came with the texts']
+  return summary
+
+
+def _reason(task, row, right, *, keep, dedupe, cap, unfinished, seen, taken) -> str | None:
+  """Why a text is not kept; None where it is."""
+  if keep == 'right' and not right:
+    return task.explain(row['example'], row['completion']) if task.explain else 'wrong'
+  if not row['finished'] and not unfinished:
+    return 'unfinished'
+  same = row['id'], ' '.join(row['completion'].split())
+  if dedupe and same in seen:
+    return 'repeated'
+  if cap is not None and taken[row['id']] >= cap:
+    return 'over the cap'
+  seen.add(same)
+  taken[row['id']] += 1
+  return None
+
+
+def _some(rejected):
+  """A few rejected texts of every reason."""
+  by_reason = collections.defaultdict(list)
+  for row in rejected:
+    by_reason[row['reason']].append(row)
+  return [row for rows in by_reason.values() for row in rows[:max(SHOWN // max(len(by_reason), 1), 1)]]
+
+
+def _report(out, rejected):
+  temporary = out / 'rejected.tmp'
+  temporary.write_text(''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rejected), encoding='utf-8')
+  temporary.replace(out / 'rejected.jsonl')

@@ -1,0 +1,94 @@
+"""Records: the texts that stages hand on, and the tokenised examples made of them."""
+import json
+import pathlib
+from typing import Any, Iterable, Mapping, Sequence
+
+import numpy as np
+
+from distill_jax.core import keys
+from distill_jax.core.types import Task
+from distill_jax.data import rows as rows_lib, shards
+from distill_jax.tasks import TASKS
+
+COLUMNS = ('example', 'id', 'prompt', 'completion', 'sample', 'tokens', 'logp', 'finished', 'given')
+
+
+def make_task(definition: Mapping[str, Any]) -> Task:
+  """The Task of a definition {'task': name, **keywords}."""
+  keywords = dict(definition)
+  name = keywords.pop('task')
+  if name not in TASKS:
+    raise ValueError(f'no task {name!r}; there is {", ".join(TASKS)}')
+  return TASKS[name](**keywords)
+
+
+def record(example: Mapping[str, Any], prompt: str, completion: str, *, sample: int = 0, tokens: int = 0, logp: float = 0.0,
+           finished: bool = True, given: int = -1) -> dict[str, Any]:
+  """One text with the example it answers. given: a verdict that came with it (1 right, 0 wrong, -1 none)."""
+  return dict(example=json.dumps(dict(example), sort_keys=True, ensure_ascii=False), id=example['id'], prompt=prompt, completion=completion,
+              sample=sample, tokens=tokens, logp=float(logp), finished=bool(finished), given=given)
+
+
+def columns(records: Sequence[Mapping[str, Any]]) -> dict[str, list]:
+  """Records as the columns of a shard."""
+  return {name: [r[name] for r in records] for name in COLUMNS}
+
+
+def read(directory: pathlib.Path) -> list[dict[str, Any]]:
+  """The records of a stage's directory, their examples parsed."""
+  opened = shards.open_shards(directory)
+  kind = opened.manifest['kind']
+  if kind != 'texts':
+    raise ValueError(f'{directory} holds {kind}, not texts: name a generate or grade stage in of=')
+  table = {name: opened.column(name) for name in COLUMNS}
+  out = []
+  for i in range(len(opened)):
+    row = {name: table[name][i] for name in COLUMNS}
+    out.append({**row, 'example': json.loads(row['example']), 'sample': int(row['sample']), 'given': int(row['given'])})
+  return out
+
+
+def people(task: Task, split: str, count: int | None = None) -> list[dict[str, Any]]:
+  """Records of what people wrote: the task's examples of a split with their perfect answers."""
+  examples = list(task.examples(split))[:count]
+  return [{**record(e, task.prompt(e), task.answer(e)), 'example': e} for e in examples]
+
+
+TARGETS = ('written', 'gold', 'prompt')
+
+
+def pair(row: Mapping[str, Any], *, target: str, task: Task | None) -> tuple[str, str]:
+  """(prompt, completion) to learn. target: 'written' (the record's completion), 'gold' (the task's answer), 'prompt' (the prompt itself)."""
+  if target == 'written':
+    return row['prompt'], row['completion']
+  if target == 'prompt':
+    return '', row['prompt']
+  return row['prompt'], task.answer(row['example'])
+
+
+def render(text, rows: Iterable[Mapping[str, Any]], *, target: str = 'written', task: Task | None = None,
+           loss_on_prompt: bool = False) -> list[rows_lib.Example]:
+  """Tokenised examples of records; their ids are those of prompt, completion and sample number."""
+  if target not in TARGETS:
+    raise ValueError(f'target={target!r}: one of {", ".join(TARGETS)}')
+  if target == 'gold' and task is None:
+    raise ValueError("target='gold' needs task=")
+  out = []
+  for row in rows:
+    prompt, completion = pair(row, target=target, task=task)
+    out.append(rows_lib.render(text, prompt, completion, id_2=keys.content_id(row['id'], row['sample'], prompt, completion),
+                               loss_on_prompt=loss_on_prompt))
+  return out
+
+
+def bootstrap(values: np.ndarray, *, seed: int = 0, draws: int = 2000) -> tuple[float, float]:
+  """95 % interval of the mean of `values` [problems] by bootstrap over problems."""
+  values = np.asarray(values, np.float64)
+  picks = np.random.default_rng(seed).integers(0, len(values), (draws, len(values)))
+  low, high = np.quantile(values[picks].mean(1), [0.025, 0.975])
+  return float(low), float(high)
+
+
+def data_inputs(inputs: Mapping[str, pathlib.Path]) -> dict[str, pathlib.Path]:
+  """The inputs that hold shards (others hold checkpoints)."""
+  return {name: path for name, path in inputs.items() if (path / 'manifest.json').exists()}

@@ -1,0 +1,192 @@
+"""Train: a method moves its trained roles over packed rows; resumes by itself, validates on the way, ends as a checkpoint directory a role."""
+import time
+from typing import Any, Mapping
+
+import jax
+import numpy as np
+
+from distill_jax.core import keys, mesh as mesh_lib
+from distill_jax.core.types import Role
+from distill_jax.data import feed, rows as rows_lib, shards
+from distill_jax.decode import sample
+from distill_jax.methods import METHODS
+from distill_jax.stages import records
+from distill_jax.stages.label import PLAIN, fingerprints, make_method
+from distill_jax.stages.roles import load_role, parameters, save_role
+from distill_jax.train import checkpoint, loop, optim as optim_lib, step as step_lib
+
+
+def train(out, inputs, *, seed, how, log, roles, method, steps, batch, optim, length=256, task=None, split='train', count=None,
+          target='written', loss_on_prompt=False, overlong='drop', pack=True, validate=None, title=None) -> dict[str, Any]:
+  """Trains every role that has an entry in `optim` for `steps` steps of `batch` rows of `length` tokens.
+
+  Data: the label or text shards of the inputs, else what people wrote in `split` of the task (its first `count` examples).
+  target: see records.pair.  optim: keywords of train.optim.optimizer by role; a flat dict means the role 'student'.
+  validate: dict(every=..., metric='accuracy' (the task's grade of greedy texts) or 'loss' (held-out cross-entropy), split='dev', count=64,
+    patience=None, max_new_tokens=160): keeps the best, stops early.
+  how: mesh, microbatches, log, save (steps), keep.  More `steps` later continue the same run.
+  """
+  title = title or out.name
+  optim = {'student': optim} if 'lr' in optim else optim
+  task = records.make_task(task) if task is not None else None
+  loaded, rows, facts_of_data = _read(inputs, roles, seed=seed, task=task, split=split, count=count, target=target, optim=optim,
+                                      loss_on_prompt=loss_on_prompt, overlong=overlong, length=length, pack=pack)
+  text = loaded[next(iter(optim))].text
+  made = make_method(method, loaded, task=task, text=text)
+  mesh, microbatches = mesh_lib.make_mesh(how.get('mesh')), how.get('microbatches', 1)
+  feed.check_batch(batch, mesh, microbatches)
+  optimizers = {role: optim_lib.optimizer(steps=steps, **keywords) for role, keywords in optim.items()}
+  params = {name: jax.device_put(role.params, mesh_lib.of_params(mesh, role.params, role.model.axes)) for name, role in loaded.items()}
+  loaded = {name: role._replace(params=None) for name, role in loaded.items()}
+  frozen = {name: tree for name, tree in params.items() if name not in optimizers}
+  sizes = {name: parameters(loaded[name]._replace(params=params[name])) for name in optimizers}
+  state = jax.jit(lambda params: step_lib.init_state(made, loaded, params, optimizers))(params)
+  del params
+  saved = checkpoint.Checkpoints(out / 'checkpoints', keep=how.get('keep', 2))
+  state, start, facts = _resume(saved, state, steps, log)
+  run = jax.jit(step_lib.make_step(made, loaded, optimizers, microbatches=microbatches, mesh=mesh), donate_argnums=0)
+  validation = _validation(validate, out, loaded, mesh, task=task, seed=seed, length=length, log=log)
+  open_feed = lambda first: feed.Feed(rows, batch=batch, seed=seed, start=first, stop=steps, mesh=mesh)
+  log.say(f'{title}: {len(rows):,} rows of {length} ({100 * rows.tokens / (len(rows) * length):.0f} % full), '
+          f'{sum(sizes.values()):,} parameters, {steps - start:,} steps to do')
+  try:
+    ran = loop.fit(run, state, frozen, open_feed, method=made, key=jax.random.key(seed), start=start, steps=steps, facts=facts, log=log,
+                   every=how.get('log', 10), checkpoints=saved, save_every=how.get('save', 200), validation=validation)
+  finally:
+    saved.close()
+  _finish(out, loaded, optimizers, ran, validation)
+  per_step = rows.tokens / len(rows) * batch
+  return dict(kind='train', title=title, steps=int(ran.state.step), parameters=sum(sizes.values()), trained_parameters=sum(sizes.values()),
+              seconds=ran.seconds, tokens_per_second=per_step * ran.steps / max(ran.seconds, 1e-9), feed_share=ran.waited / max(ran.seconds, 1e-9),
+              final=ran.last, best=ran.facts.get('best'), stopped_early=ran.facts.get('stopped'), **facts_of_data)
+
+
+class Labelled:
+  """The examples of a label stage, read from its shards when asked for."""
+
+  def __init__(self, opened):
+    self._opened = opened
+    self._names = [name for name in opened.manifest['columns'] if name != 'id']
+    self.lengths = [len(tokens) for tokens in opened.column('tokens')]
+
+  def __len__(self):
+    return len(self._opened)
+
+  def __getitem__(self, index):
+    row = self._opened.rows([index])
+    return {'id': np.asarray(row['id'][0], np.uint32), **{name: row[name][0] for name in self._names}}
+
+
+def _read(inputs, roles, *, seed, task, split, count, target, optim, loss_on_prompt, overlong, length, pack):
+  """(roles, rows, facts): the data of this stage as rows, and the roles, whose tokenizer may be trained on it."""
+  data = records.data_inputs(inputs)
+  opened = {name: shards.open_shards(path) for name, path in data.items()}
+  kinds = {name: o.manifest['kind'] for name, o in opened.items()}
+  if 'labels' in kinds.values():
+    if len(opened) > 1:
+      raise ValueError(f'train: reads one label stage, or texts; of= names {kinds}')
+    loaded = {name: load_role(definition, seed=seed) for name, definition in roles.items()}
+    where = next(iter(data.values()))
+    known = next(iter(opened.values())).manifest['fingerprints']
+    expect = {name: value for name, value in fingerprints(loaded, tuple(optim)).items() if name in known}
+    examples = Labelled(shards.open_shards(where, expect=expect))
+    lengths = examples.lengths
+    if max(lengths) > length:
+      raise ValueError(f'train: length={length}, but the labelled examples go up to {max(lengths)} tokens: give both stages the same length')
+    facts = dict(examples=len(examples), dropped=0, cut=0)
+  else:
+    texts = [row for path in data.values() for row in records.read(path)] if data else None
+    if texts is None:
+      if task is None:
+        raise ValueError('train: no texts in its inputs and no task to read: name stages in of=, or task=')
+      texts = records.people(task, split, count)
+    corpus = [' '.join(records.pair(row, target=target, task=task)) for row in texts]
+    loaded = {name: load_role(definition, seed=seed, texts=corpus) for name, definition in roles.items()}
+    text = loaded[next(iter(optim))].text
+    fitted = rows_lib.fit(records.render(text, texts, target=target, task=task, loss_on_prompt=loss_on_prompt), length=length, overlong=overlong)
+    if not fitted.examples:
+      raise ValueError(f'train: none of {len(texts)} examples fits length={length} tokens; raise it, or overlong="cut"')
+    examples = sorted(fitted.examples, key=lambda e: tuple(e['id']))
+    lengths = [len(e['tokens']) for e in examples]
+    facts = dict(examples=len(examples), dropped=fitted.dropped, cut=fitted.cut)
+  bins = rows_lib.pack(lengths, length=length) if pack else [[i] for i in range(len(examples))]
+  return loaded, rows_lib.Rows(examples, bins, length=length), facts
+
+
+def _resume(saved, state, steps, log):
+  """(state, first step, facts) of the newest checkpoint, or of a fresh start."""
+  latest = saved.latest()
+  if latest is None:
+    log.rewind(0)
+    return state, 0, {}
+  state, facts = saved.restore(latest, state)
+  if latest < steps:
+    facts.pop('stopped', None)
+  log.rewind(latest)
+  log.say(f'continues after step {latest:,} of {steps:,}')
+  return state, latest, facts
+
+
+def _validation(settings: Mapping[str, Any] | None, out, roles: Mapping[str, Role], mesh, *, task, seed, length, log):
+  """The loop's Validation of a config's dict."""
+  if settings is None:
+    return None
+  settings = dict(every=200, metric='accuracy', split='dev', count=64, patience=None, max_new_tokens=160, batch=64) | dict(settings)
+  if set(settings) - {'every', 'metric', 'split', 'count', 'patience', 'max_new_tokens', 'batch'}:
+    raise TypeError(f'validate: takes every, metric, split, count, patience, max_new_tokens, batch; got {sorted(settings)}')
+  if task is None:
+    raise ValueError('validate needs task=')
+  measures = dict(accuracy=_grader, loss=_held_out)
+  if settings['metric'] not in measures:
+    raise ValueError(f"validate: metric={settings['metric']!r}, one of {', '.join(measures)}")
+  name = 'student' if 'student' in roles else next(iter(roles))
+  examples = list(task.examples(settings['split']))[:settings['count']]
+  measure = measures[settings['metric']](task, examples, roles[name], name, mesh, settings, seed=seed, length=length)
+
+  def keep(step, params):
+    for role, tree in params.items():
+      save_role(out / f'best-{role}', roles[role], tree)
+  better = 'max' if settings['metric'] == 'accuracy' else 'min'
+  return loop.Validation(measure, settings['metric'], better, settings['every'], settings['patience'], keep)
+
+
+def _grader(task, examples, role, name, mesh, settings, *, seed, length):
+  prompts, ids = [task.prompt(e) for e in examples], [keys.id_from_text(e['id']) for e in examples]
+  def measure(params):
+    texts, _ = sample.write(role, params[name], prompts, ids, jax.random.key(seed), max_new_tokens=settings['max_new_tokens'], temperature=0.0,
+                            batch=settings['batch'], mesh=mesh)
+    return {'accuracy': float(np.mean([task.grade(e, t[0]['text']) for e, t in zip(examples, texts)]))}
+  return measure
+
+
+def _held_out(task, examples, role, name, mesh, settings, *, seed, length):
+  made = METHODS['sft']({'student': role})
+  people = [{**records.record(e, task.prompt(e), task.answer(e)), 'example': e} for e in examples]
+  fitted = rows_lib.fit(records.render(role.text, people), length=length)
+  rows = rows_lib.unpacked(fitted.examples, length=length)
+  total = jax.jit(lambda params, batch: made.loss({'student': params}, batch, None)[0]['cross_entropy'])
+  size = settings['batch']
+  def measure(params):
+    means = []
+    for start in range(0, len(rows), size):
+      numbers = list(range(start, min(start + size, len(rows))))
+      batch = rows.batch(numbers + [numbers[-1]] * (size - len(numbers)))
+      batch['weights'][len(numbers):] = 0.0
+      means.append(total(params[name], feed.put(batch, mesh)))
+    return {'loss': float(sum(m.total for m in means) / sum(m.weight for m in means))}
+  return measure
+
+
+def _finish(out, roles, optimizers, ran, validation):
+  """The trained roles as checkpoint directories: the best when there was validation, else the last."""
+  import shutil
+  for role in optimizers:
+    best = out / f'best-{role}'
+    if validation is None or not best.is_dir():
+      save_role(out / role, roles[role], ran.state.params[role])
+      continue
+    made = out / f'.{role}.made'
+    shutil.rmtree(made, ignore_errors=True)
+    shutil.copytree(best, made)
+    shutil.rmtree(out / role, ignore_errors=True)
+    made.rename(out / role)
