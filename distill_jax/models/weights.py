@@ -6,9 +6,7 @@ written last. The same weights give the same bytes.
 import json
 import os
 import pathlib
-import re
 import shutil
-import struct
 from typing import Any, Callable, Iterator, Mapping
 
 import jax
@@ -17,6 +15,7 @@ import numpy as np
 
 from distill_jax.core import tree
 from distill_jax.models import MODELS, families
+from distill_jax.models.llama2c import llama2c_tokenizer, read_llama2c  # noqa: F401 (this file is where checkpoints are read)
 
 FORMAT = 1
 Path = str | os.PathLike
