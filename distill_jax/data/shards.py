@@ -1,0 +1,302 @@
+"""Shards: Arrow files in whole parts, a checksum of every byte, and the fingerprints of what made them.
+
+A directory holds `part-00003-of-00016.arrow` (Arrow IPC streams: what `datasets` maps natively) and manifest.json, written last. A part is a row
+of sections, header, record batches and end mark, and the CRC32C of each section is kept, because Arrow itself reads a flipped bit silently.
+Until the manifest is there, each part has its own part-*.json; a part without it was cut short and is written again.
+"""
+import errno
+import glob
+import itertools
+import json
+import os
+import shutil
+import uuid
+from typing import Any, Mapping
+
+import google_crc32c
+import numpy as np
+import pyarrow as pa
+
+from distill_jax.data.columns import View, gather, make_table, plain
+
+VERSION = 1
+MANIFEST = 'manifest.json'
+_REMEDY = 'delete that part and the DONE file of its stage, and run the same command again: only this part is made again'
+
+
+class CorruptShard(ValueError):
+  """A file whose bytes are not those that were written."""
+
+
+def part_name(index: int, count: int) -> str:
+  """File name of part `index` of `count`."""
+  return f'part-{index:05d}-of-{count:05d}.arrow'
+
+
+def write_part(directory, index: int, count: int, columns: Mapping[str, Any], *, batch_rows: int = 1024) -> dict:
+  """Writes one part: all of it or nothing, also when the process is killed. Returns its description (rows, bytes, sections).
+
+  columns: name -> one value a row, all of the same length:
+    strings (None allowed), bytes, numbers or bools (array [N] or a list);
+    array [N, ...]: numbers, the same shape in every row;
+    a list of arrays [L_i, ...]: L_i varies, the rest is fixed (tokens [L_i], labels [L_i, K]). Dtypes are kept, float16 too.
+  batch_rows: rows of a record batch, the unit that a reader verifies.
+  OSError where the disk is full (names the directory and the bytes); ValueError for columns that cannot be stored.
+  """
+  directory = os.fspath(directory)
+  table = make_table(columns)
+  os.makedirs(directory, exist_ok=True)
+  path = os.path.join(directory, part_name(index, count))
+  for old in glob.glob(glob.escape(path) + '.*.tmp') + [_sidecar(path)]:      # what a killed writer left
+    _remove(old)
+  temporary = f'{path}.{uuid.uuid4().hex[:8]}.tmp'
+  try:
+    with open(temporary, 'wb') as file:
+      sections = _write_sections(file, table, batch_rows)
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(temporary, path)
+    part = dict(file=os.path.basename(path), rows=table.num_rows, bytes=sum(s['bytes'] for s in sections), sections=sections,
+                schema={f.name: str(f.type) for f in table.schema})
+    _write_json(_sidecar(path), part)
+  except OSError as error:
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+      raise
+    _remove(temporary)      # before the free space is read
+    raise OSError(error.errno, f'the disk is full: {part_name(index, count)} in {directory} needs about {table.nbytes:,} bytes and '
+                  f'{shutil.disk_usage(directory).free:,} are free. Free some, or take another workdir, and run the same command again') from error
+  finally:
+    _remove(temporary)
+  return part
+
+
+def has_part(directory, index: int, count: int) -> bool:
+  """Whether that part was written whole."""
+  return _find_part(os.fspath(directory), index, count, _read_manifest(directory, missing_ok=True)) is not None
+
+
+def finish(directory, *, count: int, fingerprints: Mapping[str, str], kind: str) -> dict:
+  """Writes the manifest over `count` parts and returns it. ValueError where a part is missing or has other columns than the rest."""
+  directory = os.fspath(directory)
+  before = _read_manifest(directory, missing_ok=True)
+  parts = [_find_part(directory, i, count, before) for i in range(count)]
+  missing = [part_name(i, count) for i, part in enumerate(parts) if part is None]
+  if missing or not parts:
+    raise ValueError(f'{directory} is not complete: {len(missing)} of {count} parts are missing ({", ".join(missing[:3]) or "none asked for"})')
+  full = [part for part in parts if part['rows']] or parts[:1]      # a part without rows knows no types
+  for part in full:
+    if part['schema'] != full[0]['schema']:
+      raise ValueError(f'{directory}: {part["file"]} has columns {part["schema"]}, but {full[0]["file"]} has {full[0]["schema"]}')
+  manifest = dict(format='distill_jax shards', version=VERSION, kind=kind, rows=sum(part['rows'] for part in parts),
+                  fingerprints=dict(fingerprints), schema=full[0]['schema'],
+                  parts=[{k: v for k, v in part.items() if k != 'schema'} for part in parts])
+  _write_json(os.path.join(directory, MANIFEST), manifest)
+  for part in parts:
+    _remove(_sidecar(os.path.join(directory, part['file'])))
+  for old in glob.glob(os.path.join(glob.escape(directory), 'part-*.tmp')):
+    _remove(old)
+  return manifest
+
+
+def open_shards(directory, *, expect: Mapping[str, str] | None = None) -> 'Shards':
+  """The shards of a finished directory. Reads the manifest and the sizes of the files only; bytes are verified as they are touched.
+
+  expect: fingerprints that must stand in the manifest with these values.
+  FileNotFoundError for a missing directory, manifest or part; CorruptShard for a truncated part or a damaged manifest; ValueError for shards
+  of a newer version or with other fingerprints.
+  """
+  directory = os.fspath(directory)
+  manifest = _read_manifest(directory, missing_ok=False)
+  differ = [f'{name}: {manifest["fingerprints"].get(name, "not recorded")} there, {value} here'
+            for name, value in (expect or {}).items() if manifest['fingerprints'].get(name) != value]
+  if differ:
+    raise ValueError(f'the shards in {directory} were not made from what is used now ({"; ".join(differ)}). Use what they were made with, or '
+                     'make them again in another workdir.')
+  for part in manifest['parts']:
+    path = os.path.join(directory, part['file'])
+    if not os.path.exists(path):
+      raise FileNotFoundError(f'{path} is missing (the manifest lists {len(manifest["parts"])} parts): delete the DONE file of its stage and run '
+                              'the same command again, or copy the directory again')
+    if os.path.getsize(path) != part['bytes']:
+      raise CorruptShard(f'{path} has {os.path.getsize(path):,} bytes, but {part["bytes"]:,} were written: {_REMEDY}')
+  return Shards(directory, manifest)
+
+
+class Shards:
+  """Rows of finished shards, mapped from disk. Rows have numbers 0..len-1 over all parts, in order.
+
+  A record batch is verified when it is first touched in this process; CorruptShard names file, batch and rows. Arrays of rows with varying
+  length are read-only views of the mapped file.
+  """
+
+  def __init__(self, directory: str, manifest: Mapping[str, Any]):
+    self.directory, self.manifest = directory, manifest
+    self._where = []      # per record batch: (part, section of the part)
+    rows = [0]
+    for part in manifest['parts']:
+      for number, section in enumerate(part['sections']):
+        if section['rows']:
+          self._where.append((part, number))
+          rows.append(rows[-1] + section['rows'])
+    self._starts = np.array(rows[:-1], np.int64)
+    self._parts = {}                               # file -> (bytes, schema), verified header and end
+    self._views = [None] * len(self._where)        # per record batch: name -> View, once verified
+
+  def __len__(self) -> int:
+    return self.manifest['rows']
+
+  @property
+  def columns(self) -> tuple[str, ...]:
+    """Names of the columns."""
+    return tuple(self.manifest['schema'])
+
+  def rows(self, indices, *, columns=None) -> dict[str, Any]:
+    """Those rows (any order, repeats allowed): name -> array [n, ...] where all rows have one shape, else a list of arrays or strings."""
+    indices = np.asarray(indices, np.int64).reshape(-1)
+    if len(indices) and not (0 <= indices.min() and indices.max() < len(self)):
+      raise IndexError(f'rows {indices.min()}..{indices.max()} asked for, but {self.directory} has rows 0..{len(self) - 1}')
+    batch = np.searchsorted(self._starts, indices, 'right') - 1
+    local = (indices - self._starts[batch]).tolist() if len(indices) else []
+    views = [self._views[b] or self._touch(b) for b in batch.tolist()]
+    return {name: gather([view[name] for view in views], local) for name in columns or self.columns}
+
+  def column(self, name: str):
+    """One column of all rows, as `rows` gives it."""
+    return self.rows(np.arange(len(self)), columns=(name,))[name]
+
+  def host(self, index: int, count: int) -> range:
+    """Row numbers of host `index` of `count`: one run of rows, sizes differ by one at most."""
+    return range(len(self) * index // count, len(self) * (index + 1) // count)
+
+  def __getitem__(self, row: int) -> dict[str, Any]:
+    batch = int(np.searchsorted(self._starts, row, 'right')) - 1
+    if not 0 <= row < len(self):
+      raise IndexError(f'row {row} asked for, but {self.directory} has {len(self)} rows')
+    return {name: plain(view[row - self._starts[batch]]) for name, view in (self._views[batch] or self._touch(batch)).items()}
+
+  def __iter__(self):
+    return (self[i] for i in range(len(self)))
+
+  def verify(self) -> None:
+    """Verifies every byte of every part, or raises CorruptShard."""
+    for part in self.manifest['parts']:
+      self._open(part)
+    for batch in range(len(self._where)):
+      self._touch(batch)
+
+  def dataset(self):
+    """The same rows as a memory-mapped `datasets.Dataset`. Everything is verified first, since `datasets` cannot."""
+    import datasets
+    self.verify()
+    parts = [part for part in self.manifest['parts'] if part['rows']] or self.manifest['parts'][:1]
+    return datasets.concatenate_datasets([datasets.Dataset.from_file(os.path.join(self.directory, part['file'])) for part in parts])
+
+  def _open(self, part):
+    """Maps a part and verifies its header and end. Returns (bytes, schema)."""
+    if part['file'] not in self._parts:
+      with pa.memory_map(os.path.join(self.directory, part['file'])) as source:
+        data = source.read_buffer()
+      for number in (0, len(part['sections']) - 1):
+        self._check(data, part, number)
+      self._parts[part['file']] = data, pa.ipc.read_schema(data)
+    return self._parts[part['file']]
+
+  def _touch(self, batch):
+    """Verifies one record batch and returns its views by name."""
+    part, number = self._where[batch]
+    data, schema = self._open(part)
+    record = pa.ipc.read_record_batch(self._check(data, part, number), schema)
+    self._views[batch] = {name: View(record.column(i)) for i, name in enumerate(schema.names)}
+    return self._views[batch]
+
+  def _check(self, data, part, number):
+    """The bytes of one section, compared with its checksum."""
+    sections = part['sections']
+    found = data.slice(sections[number]['at'], sections[number]['bytes'])
+    if _crc(found) != sections[number]['crc32c']:
+      first = sum(s['rows'] for s in sections[:number])
+      name = {0: 'its header', len(sections) - 1: 'its end'}.get(number, f'batch {number - 1} (rows {first}..{first + sections[number]["rows"] - 1} of it)')
+      raise CorruptShard(f'{os.path.join(self.directory, part["file"])} is damaged: {name} does not match its checksum. To repair it, {_REMEDY}')
+    return found
+
+
+def _write_sections(file, table, batch_rows):
+  """Writes an Arrow IPC stream message by message; returns where each begins, its length, rows and CRC32C."""
+  sections = []
+  batches = table.to_batches(max_chunksize=batch_rows) if table.num_rows else []
+  messages = itertools.chain([(0, table.schema.serialize())], ((b.num_rows, b.serialize()) for b in batches), [(0, b'\xff\xff\xff\xff\0\0\0\0')])
+  for rows, message in messages:
+    sections.append(dict(at=file.tell(), bytes=len(message), rows=rows, crc32c=_crc(message)))
+    file.write(message)
+  return sections
+
+
+def _crc(data) -> int:
+  return google_crc32c.value(np.frombuffer(data, np.uint8))
+
+
+def _sidecar(path):
+  return path.removesuffix('.arrow') + '.json'
+
+
+def _remove(path):
+  try:
+    os.remove(path)
+  except FileNotFoundError:
+    pass
+
+
+def _find_part(directory, index, count, manifest):
+  """The description of a whole part, from its own file or the manifest; None where there is none or the part is not that long."""
+  path = os.path.join(directory, part_name(index, count))
+  part = _read_json(_sidecar(path))
+  for entry in manifest['parts'] if manifest and part is None else ():
+    if entry['file'] == os.path.basename(path):
+      part = dict(entry, schema=manifest['schema'])
+  return part if part and os.path.exists(path) and os.path.getsize(path) == part['bytes'] else None
+
+
+def _write_json(path, content):
+  """Writes a JSON object with its own checksum, whole or not at all."""
+  content['crc32c'] = _crc(_canonical(content))
+  temporary = f'{path}.{uuid.uuid4().hex[:8]}.tmp'
+  try:
+    with open(temporary, 'w') as file:
+      json.dump(content, file)
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(temporary, path)
+  finally:
+    _remove(temporary)
+
+
+def _canonical(content):
+  return json.dumps({k: v for k, v in content.items() if k != 'crc32c'}, sort_keys=True).encode()
+
+
+def _read_json(path):
+  """The object of `_write_json`, or None where the file is missing or not what was written."""
+  try:
+    with open(path) as file:
+      content = json.load(file)
+    return content if content['crc32c'] == _crc(_canonical(content)) else None
+  except (OSError, ValueError, KeyError, TypeError):
+    return None
+
+
+def _read_manifest(directory, *, missing_ok):
+  """The manifest, or the error that says what is wrong with the directory; missing_ok: None where there is none that can be read."""
+  path = os.path.join(directory, MANIFEST)
+  manifest = _read_json(path)
+  if manifest and (manifest.get('format') != 'distill_jax shards' or manifest['version'] > VERSION):
+    raise ValueError(f'{path} has format {manifest.get("format")!r} version {manifest.get("version")}, and this program reads "distill_jax shards" '
+                     f'up to version {VERSION}: use a newer distill_jax')
+  if manifest or missing_ok:
+    return manifest
+  if not os.path.isdir(directory):
+    raise FileNotFoundError(f'no shards at {directory}: there is no such directory')
+  if os.path.exists(path):
+    raise CorruptShard(f'{path} is damaged: delete it and the DONE file of its stage, and run the same command again')
+  if glob.glob(os.path.join(glob.escape(directory), 'part-*')):
+    raise FileNotFoundError(f'the shards in {directory} are not finished (no {MANIFEST} yet): run the command that makes them again')
+  raise FileNotFoundError(f'no shards in {directory}: it holds no {MANIFEST}')
