@@ -11,8 +11,8 @@ ASIDES = (
     '{P} was {x} years old', '{P} lived in house number {x}', 'it was {x} miles to the city', 'the walk home took {x} minutes',
     '{R} had {x} toys at home', 'the street had {x} houses', 'the day before, {P} read {x} pages', 'there were {x} trees near the house')
 COLOURS = (
-    'it was a warm day', 'it was a good day', '{P} and {R} were good friends', '{P} told {R} about the {t}', '{P} and {R} lived in the same house',
-    'this was before school', '{P} liked to work with {R}', '{P} told this to {R}')
+    'it was a warm day', 'it was a good day', '{P} and {R} were good friends', '{P} told {R} about the {t}',
+    '{P} and {R} lived in the same house', 'this was before school', '{P} liked to work with {R}', '{P} told this to {R}')
 
 # Starts with two people. B is the second one; the subject is 'they' from here on.
 MORE = '{P} {verb} {a} {t}. {Q} {verb} {b} more {t} than {P}|{P} {verb} {a} {t} and {Q} {verb} {b} more than that'
