@@ -46,7 +46,7 @@ def _keep_top(p_RV: Array, weight_RV: Array, limit_R1: Array) -> Array:
   """
   def halve(_, bounds):
     low, high = bounds                  # the threshold lies in (low, high], as bits
-    middle = low + (high - low) // 2
+    middle = jnp.maximum(low + (high - low) // 2, 0)
     above = jnp.sum(jnp.where(p_RV > jax.lax.bitcast_convert_type(middle, jnp.float32), weight_RV, 0.0), axis=-1, keepdims=True)
     enough = above < limit_R1
     return jnp.where(enough, low, middle), jnp.where(enough, middle, high)
