@@ -191,6 +191,31 @@ def main(argv) -> int:
     return 1
 
 
-if __name__ == '__main__':
+def parse_flags(args):
+  """absl's flags, with one line for a recipe file that is not there and for a key below one that the recipe has not."""
+  args = ['--dry_run' if arg == '--dry-run' else arg for arg in args]
+  for place, arg in enumerate(args):
+    name, equals, value = arg.partition('=')
+    if name in ('--config', '-config'):
+      file = (value if equals else ' '.join(args[place + 1:place + 2])).partition(':')[0]
+      if not os.path.isfile(file):
+        print(f'--config: no file {file!r}; the recipes are in configs/', file=sys.stderr)
+        sys.exit(2)
+  try:
+    return app.parse_flags_with_usage(args)
+  except (KeyError, AttributeError, OSError, flags.Error) as error:
+    *_, last = traceback.walk_tb(error.__traceback__)
+    if 'ml_collections' not in last[0].f_code.co_filename:      # a mistake inside the recipe's own code
+      raise
+    print(f'--config: the recipe has no place for an override: {error}', file=sys.stderr)
+    sys.exit(2)
+
+
+def start():
+  """What `python -m distill_jax.main` does."""
   flags.mark_flag_as_required('config')
-  app.run(main)
+  app.run(main, flags_parser=parse_flags)
+
+
+if __name__ == '__main__':
+  start()

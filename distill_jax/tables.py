@@ -14,13 +14,17 @@ def show(table) -> None:
   console = Console(highlight=False)
   if not console.is_terminal:
     console = Console(highlight=False, width=160)
+  title, caption, table.title, table.caption = table.title, table.caption, None, None     # rich would fold them at the table's width
+  console.print(f'\n[bold]{title}[/bold]')
   console.print(table)
+  if caption:
+    console.print(caption)
 
 
 def _table(title: str, columns: Sequence[str], *, left: int = 1, caption: str | None = None):
   from rich import box
   from rich.table import Table
-  table = Table(title=title, title_justify='left', caption=caption, caption_justify='left', box=box.SIMPLE_HEAD, pad_edge=False)
+  table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, pad_edge=False)
   for number, column in enumerate(columns):
     table.add_column(column, justify='left' if number < left else 'right', overflow='fold')
   return table
