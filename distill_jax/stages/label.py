@@ -69,7 +69,7 @@ def label(out, inputs, *, seed, how, log, roles, method, task=None, split='train
   tokens = sum(len(e['tokens']) for e in examples)
   summary = dict(kind='label', rows=len(examples), tokens=tokens, dropped=fitted.dropped, cut=fitted.cut, k=method.get('k'),
                  seconds=time.perf_counter() - began, bytes=sum(p.stat().st_size for p in out.glob('part-*.arrow')))
-  if 'label/top_logps' in opened.manifest['columns']:
+  if 'label/top_logps' in opened.columns:
     some = opened.rows(np.arange(min(len(opened), 512)))['label/top_logps']
     summary['kept_mass'] = float(np.mean([np.exp(x.astype(np.float32)).sum(-1).mean() for x in some]))
   return summary

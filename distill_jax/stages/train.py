@@ -66,7 +66,7 @@ class Labelled:
 
   def __init__(self, opened):
     self._opened = opened
-    self._names = [name for name in opened.manifest['columns'] if name != 'id']
+    self._names = [name for name in opened.columns if name != 'id']
     self.lengths = [len(tokens) for tokens in opened.column('tokens')]
 
   def __len__(self):
