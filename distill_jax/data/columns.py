@@ -7,9 +7,10 @@ import pyarrow as pa
 
 class View:
   """One column of a verified record batch: numpy over the mapped bytes, or Arrow strings."""
+  __slots__ = ('offsets', 'values', 'dense')
 
   def __init__(self, array: pa.Array):
-    self.offsets = array.offsets.to_numpy().tolist() if pa.types.is_list(array.type) else None
+    self.offsets = array.offsets.to_numpy() if pa.types.is_list(array.type) else None
     self.values = _numpy(array if self.offsets is None else array.values)
     self.dense = self.offsets is None and isinstance(self.values, np.ndarray)
 
@@ -19,12 +20,12 @@ class View:
     return self.values[i] if self.dense else self.values[i].as_py()
 
 
-def gather(views, local):
-  """Row local[j] of views[j], for every j: an array where all rows have one shape, else a list."""
-  if not views or not views[0].dense:
+def gather(views, local, like):
+  """Row local[j] of views[j], for every j: an array where all rows have one shape (as those of the View `like`), else a list."""
+  if like is None or not like.dense:
     return [view[i] for view, i in zip(views, local)]
   runs = [(view, len(list(run))) for view, run in itertools.groupby(views)]
-  out, at = np.empty((len(local),) + views[0].values.shape[1:], views[0].values.dtype), 0
+  out, at = np.empty((len(local),) + like.values.shape[1:], like.values.dtype), 0
   for view, n in runs:
     out[at:at + n] = view.values[local[at] if n == 1 else local[at:at + n]]
     at += n
@@ -79,7 +80,7 @@ def _encode(values) -> pa.Array:
       return pa.array(values, arrow)
   rows = [np.asarray(v) for v in values]
   if all(row.ndim == 0 for row in rows):
-    return _fixed(np.asarray(rows))
+    return _fixed(np.asarray(rows, _common({row.dtype for row in rows})))
   return _lists(values, rows)
 
 
@@ -91,12 +92,20 @@ def _lists(values, rows) -> pa.Array:
     raise ValueError(f'rows differ in more than their first axis: {sorted({row.shape for row in rows})[:4]}')
   if len(dtypes) > 1 and any(hasattr(value, 'dtype') for value in values):
     raise ValueError(f'rows have different dtypes: {sorted(map(str, dtypes))}')
-  dtype, shape = np.result_type(*dtypes) if dtypes else np.dtype(np.int64), shapes.pop() if shapes else ()
+  dtype, shape = _common(dtypes) if dtypes else np.dtype(np.int64), shapes.pop() if shapes else ()
   offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])])
   if offsets[-1] > np.iinfo(np.int32).max:
     raise ValueError(f'{offsets[-1]:,} entries are too many for one part: use more parts')
   flat = np.concatenate([row.reshape((len(row),) + shape).astype(dtype) for row in rows])
   return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), _fixed(flat))
+
+
+def _common(dtypes):
+  """The dtype that holds all of these."""
+  dtype = np.result_type(*dtypes)
+  if dtype.kind == 'f' and all(d.kind in 'biu' for d in dtypes):      # int64 beside uint64 would become floats
+    raise ValueError('its integers fit neither int64 nor uint64')
+  return dtype
 
 
 def _fixed(array: np.ndarray) -> pa.Array:

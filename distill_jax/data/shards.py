@@ -1,22 +1,19 @@
 """Shards: Arrow files in whole parts, a checksum of every byte, and the fingerprints of what made them.
 
-A directory holds `part-00003-of-00016.arrow` (Arrow IPC streams: what `datasets` maps natively) and manifest.json, written last. A part is a row
-of sections, header, record batches and end mark, and the CRC32C of each section is kept, because Arrow itself reads a flipped bit silently.
+A directory holds `part-00003-of-00016.arrow` (Arrow IPC streams: what `datasets` maps natively) and manifest.json, written last. A part
+is a row of sections: header, record batches, end mark. The CRC32C of each is kept, because Arrow itself reads a flipped bit silently.
 Until the manifest is there, each part has its own part-*.json; a part without it was cut short and is written again.
 """
-import errno
 import glob
 import itertools
-import json
 import os
-import shutil
 import uuid
 from typing import Any, Mapping
 
-import google_crc32c
 import numpy as np
 import pyarrow as pa
 
+from distill_jax.data import whole
 from distill_jax.data.columns import View, gather, make_table, plain
 
 VERSION = 1
@@ -48,25 +45,19 @@ def write_part(directory, index: int, count: int, columns: Mapping[str, Any], *,
   os.makedirs(directory, exist_ok=True)
   path = os.path.join(directory, part_name(index, count))
   for old in glob.glob(glob.escape(path) + '.*.tmp') + [_sidecar(path)]:      # what a killed writer left
-    _remove(old)
+    whole.remove(old)
   temporary = f'{path}.{uuid.uuid4().hex[:8]}.tmp'
-  try:
-    with open(temporary, 'wb') as file:
-      sections = _write_sections(file, table, batch_rows)
-      file.flush()
-      os.fsync(file.fileno())
-    os.replace(temporary, path)
+  with whole.room(directory, part_name(index, count), table.nbytes):
+    try:
+      with open(temporary, 'wb') as file:
+        sections = _write_sections(file, table, batch_rows)
+        whole.sync(file)
+      whole.replace(temporary, path)
+    finally:
+      whole.remove(temporary)
     part = dict(file=os.path.basename(path), rows=table.num_rows, bytes=sum(s['bytes'] for s in sections), sections=sections,
                 schema={f.name: str(f.type) for f in table.schema})
-    _write_json(_sidecar(path), part)
-  except OSError as error:
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-      raise
-    _remove(temporary)      # before the free space is read
-    raise OSError(error.errno, f'the disk is full: {part_name(index, count)} in {directory} needs about {table.nbytes:,} bytes and '
-                  f'{shutil.disk_usage(directory).free:,} are free. Free some, or take another workdir, and run the same command again') from error
-  finally:
-    _remove(temporary)
+    whole.write_json(_sidecar(path), part)
   return part
 
 
@@ -82,7 +73,7 @@ def finish(directory, *, count: int, fingerprints: Mapping[str, str], kind: str)
   parts = [_find_part(directory, i, count, before) for i in range(count)]
   missing = [part_name(i, count) for i, part in enumerate(parts) if part is None]
   if missing or not parts:
-    raise ValueError(f'{directory} is not complete: {len(missing)} of {count} parts are missing ({", ".join(missing[:3]) or "none asked for"})')
+    raise ValueError(f'{directory} is not complete: {len(missing)} of {count} parts are missing ({", ".join(missing[:3])})')
   full = [part for part in parts if part['rows']] or parts[:1]      # a part without rows knows no types
   for part in full:
     if part['schema'] != full[0]['schema']:
@@ -90,11 +81,13 @@ def finish(directory, *, count: int, fingerprints: Mapping[str, str], kind: str)
   manifest = dict(format='distill_jax shards', version=VERSION, kind=kind, rows=sum(part['rows'] for part in parts),
                   fingerprints=dict(fingerprints), schema=full[0]['schema'],
                   parts=[{k: v for k, v in part.items() if k != 'schema'} for part in parts])
-  _write_json(os.path.join(directory, MANIFEST), manifest)
+  with whole.room(directory, MANIFEST, len(whole.canonical(manifest))):
+    whole.write_json(os.path.join(directory, MANIFEST), manifest)
   for part in parts:
-    _remove(_sidecar(os.path.join(directory, part['file'])))
-  for old in glob.glob(os.path.join(glob.escape(directory), 'part-*.tmp')):
-    _remove(old)
+    whole.remove(_sidecar(os.path.join(directory, part['file'])))
+  for pattern in ('part-*.tmp', f'{MANIFEST}.*.tmp'):
+    for old in glob.glob(os.path.join(glob.escape(directory), pattern)):
+      whole.remove(old)
   return manifest
 
 
@@ -102,21 +95,21 @@ def open_shards(directory, *, expect: Mapping[str, str] | None = None) -> 'Shard
   """The shards of a finished directory. Reads the manifest and the sizes of the files only; bytes are verified as they are touched.
 
   expect: fingerprints that must stand in the manifest with these values.
-  FileNotFoundError for a missing directory, manifest or part; CorruptShard for a truncated part or a damaged manifest; ValueError for shards
-  of a newer version or with other fingerprints.
+  FileNotFoundError for a missing directory, manifest or part; CorruptShard for a truncated part or a damaged manifest; ValueError for
+  shards of a newer version or with other fingerprints.
   """
   directory = os.fspath(directory)
   manifest = _read_manifest(directory, missing_ok=False)
   differ = [f'{name}: {manifest["fingerprints"].get(name, "not recorded")} there, {value} here'
             for name, value in (expect or {}).items() if manifest['fingerprints'].get(name) != value]
   if differ:
-    raise ValueError(f'the shards in {directory} were not made from what is used now ({"; ".join(differ)}). Use what they were made with, or '
-                     'make them again in another workdir.')
+    raise ValueError(f'the shards in {directory} were not made from what is used now ({"; ".join(differ)}). Use what they were made with, '
+                     'or make them again in another workdir')
   for part in manifest['parts']:
     path = os.path.join(directory, part['file'])
     if not os.path.exists(path):
-      raise FileNotFoundError(f'{path} is missing (the manifest lists {len(manifest["parts"])} parts): delete the DONE file of its stage and run '
-                              'the same command again, or copy the directory again')
+      raise FileNotFoundError(f'{path} is missing (the manifest lists {len(manifest["parts"])} parts): delete the DONE file of its stage '
+                              'and run the same command again, or copy the directory again')
     if os.path.getsize(path) != part['bytes']:
       raise CorruptShard(f'{path} has {os.path.getsize(path):,} bytes, but {part["bytes"]:,} were written: {_REMEDY}')
   return Shards(directory, manifest)
@@ -155,10 +148,15 @@ class Shards:
     indices = np.asarray(indices, np.int64).reshape(-1)
     if len(indices) and not (0 <= indices.min() and indices.max() < len(self)):
       raise IndexError(f'rows {indices.min()}..{indices.max()} asked for, but {self.directory} has rows 0..{len(self) - 1}')
+    names = self.columns if columns is None else tuple(columns)
+    unknown = set(names) - set(self.columns)
+    if unknown:
+      raise ValueError(f'{self.directory} has no column {", ".join(sorted(unknown))}; it has {", ".join(self.columns)}')
     batch = np.searchsorted(self._starts, indices, 'right') - 1
     local = (indices - self._starts[batch]).tolist() if len(indices) else []
     views = [self._views[b] or self._touch(b) for b in batch.tolist()]
-    return {name: gather([view[name] for view in views], local) for name in columns or self.columns}
+    types = views[0] if views else self._touch(0) if len(self) else dict.fromkeys(names)
+    return {name: gather([view[name] for view in views], local, types[name]) for name in names}
 
   def column(self, name: str):
     """One column of all rows, as `rows` gives it."""
@@ -213,10 +211,12 @@ class Shards:
     """The bytes of one section, compared with its checksum."""
     sections = part['sections']
     found = data.slice(sections[number]['at'], sections[number]['bytes'])
-    if _crc(found) != sections[number]['crc32c']:
-      first = sum(s['rows'] for s in sections[:number])
-      name = {0: 'its header', len(sections) - 1: 'its end'}.get(number, f'batch {number - 1} (rows {first}..{first + sections[number]["rows"] - 1} of it)')
-      raise CorruptShard(f'{os.path.join(self.directory, part["file"])} is damaged: {name} does not match its checksum. To repair it, {_REMEDY}')
+    if whole.checksum(found) != sections[number]['crc32c']:
+      first, rows = sum(s['rows'] for s in sections[:number]), sections[number]['rows']
+      batch = f'batch {number - 1} (its rows {first}..{first + rows - 1})'
+      name = {0: 'the header', len(sections) - 1: 'the end mark'}.get(number, batch)
+      raise CorruptShard(f'{os.path.join(self.directory, part["file"])} is damaged: {name} does not match its checksum. To repair it, '
+                         f'{_REMEDY}')
     return found
 
 
@@ -224,73 +224,35 @@ def _write_sections(file, table, batch_rows):
   """Writes an Arrow IPC stream message by message; returns where each begins, its length, rows and CRC32C."""
   sections = []
   batches = table.to_batches(max_chunksize=batch_rows) if table.num_rows else []
-  messages = itertools.chain([(0, table.schema.serialize())], ((b.num_rows, b.serialize()) for b in batches), [(0, b'\xff\xff\xff\xff\0\0\0\0')])
+  end = b'\xff\xff\xff\xff\0\0\0\0'
+  messages = itertools.chain([(0, table.schema.serialize())], ((b.num_rows, b.serialize()) for b in batches), [(0, end)])
   for rows, message in messages:
-    sections.append(dict(at=file.tell(), bytes=len(message), rows=rows, crc32c=_crc(message)))
+    sections.append(dict(at=file.tell(), bytes=len(message), rows=rows, crc32c=whole.checksum(message)))
     file.write(message)
   return sections
-
-
-def _crc(data) -> int:
-  return google_crc32c.value(np.frombuffer(data, np.uint8))
 
 
 def _sidecar(path):
   return path.removesuffix('.arrow') + '.json'
 
 
-def _remove(path):
-  try:
-    os.remove(path)
-  except FileNotFoundError:
-    pass
-
-
 def _find_part(directory, index, count, manifest):
   """The description of a whole part, from its own file or the manifest; None where there is none or the part is not that long."""
   path = os.path.join(directory, part_name(index, count))
-  part = _read_json(_sidecar(path))
+  part = whole.read_json(_sidecar(path))
   for entry in manifest['parts'] if manifest and part is None else ():
     if entry['file'] == os.path.basename(path):
       part = dict(entry, schema=manifest['schema'])
   return part if part and os.path.exists(path) and os.path.getsize(path) == part['bytes'] else None
 
 
-def _write_json(path, content):
-  """Writes a JSON object with its own checksum, whole or not at all."""
-  content['crc32c'] = _crc(_canonical(content))
-  temporary = f'{path}.{uuid.uuid4().hex[:8]}.tmp'
-  try:
-    with open(temporary, 'w') as file:
-      json.dump(content, file)
-      file.flush()
-      os.fsync(file.fileno())
-    os.replace(temporary, path)
-  finally:
-    _remove(temporary)
-
-
-def _canonical(content):
-  return json.dumps({k: v for k, v in content.items() if k != 'crc32c'}, sort_keys=True).encode()
-
-
-def _read_json(path):
-  """The object of `_write_json`, or None where the file is missing or not what was written."""
-  try:
-    with open(path) as file:
-      content = json.load(file)
-    return content if content['crc32c'] == _crc(_canonical(content)) else None
-  except (OSError, ValueError, KeyError, TypeError):
-    return None
-
-
 def _read_manifest(directory, *, missing_ok):
   """The manifest, or the error that says what is wrong with the directory; missing_ok: None where there is none that can be read."""
   path = os.path.join(directory, MANIFEST)
-  manifest = _read_json(path)
+  manifest = whole.read_json(path)
   if manifest and (manifest.get('format') != 'distill_jax shards' or manifest['version'] > VERSION):
-    raise ValueError(f'{path} has format {manifest.get("format")!r} version {manifest.get("version")}, and this program reads "distill_jax shards" '
-                     f'up to version {VERSION}: use a newer distill_jax')
+    raise ValueError(f'{path} has format {manifest.get("format")!r} version {manifest.get("version")}, and this program reads '
+                     f'"distill_jax shards" up to version {VERSION}: use a newer distill_jax')
   if manifest or missing_ok:
     return manifest
   if not os.path.isdir(directory):

@@ -5,7 +5,7 @@ import os
 from typing import Any, Iterable, NamedTuple, Sequence
 
 _FILES = ('tokenizer.json', 'tokenizer_config.json', 'tokenizer.model', 'vocab.json', 'vocab.txt')
-_REMEDY = 'Pass a directory that holds tokenizer.json (a transformers `save_pretrained` directory), or the id of a model on the Hugging Face hub'
+_REMEDY = 'Pass a directory with tokenizer.json (as transformers `save_pretrained` writes it), or the id of a model on the Hugging Face hub'
 
 
 class Text(NamedTuple):
@@ -42,15 +42,9 @@ class Text(NamedTuple):
   def chat(self, messages: Sequence[dict], *, add_generation_prompt: bool = True) -> str:
     """The text of a conversation [{'role': 'user', 'content': ...}, ...] by the tokenizer's own template. ValueError where it has none."""
     if not getattr(self.tokenizer, 'chat_template', None):
-      raise ValueError('this tokenizer has no chat template: use a chat (instruct) model, put a chat_template.jinja beside its tokenizer.json, '
-                       'or write prompts as plain text')
+      raise ValueError('this tokenizer has no chat template: use a chat (instruct) model, put a chat_template.jinja beside its '
+                       'tokenizer.json, or write prompts as plain text')
     return self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=add_generation_prompt)
-
-  def require_eos(self) -> int:
-    """eos_id, or a ValueError with the remedy where the tokenizer has none."""
-    if self.eos_id is None:
-      raise ValueError('this tokenizer has no end-of-text token, so a text cannot be ended: set "eos_token" in its tokenizer_config.json')
-    return self.eos_id
 
   def vocab(self) -> list[str | None]:
     """Token strings by id; None where no token has the id."""
@@ -60,7 +54,7 @@ class Text(NamedTuple):
     return tokens
 
   def require_same(self, other: 'Text', *, what: str = 'teacher and student') -> None:
-    """ValueError unless every id that both have is the same token. Ids only one side has are allowed: losses give them -inf on both sides."""
+    """ValueError unless every id that both have is the same token. Ids only one side has are allowed: losses give them -inf."""
     ours, theirs = self.vocab(), other.vocab()
     differ = [i for i, (a, b) in enumerate(zip(ours, theirs)) if a != b and a is not None and b is not None]
     if not differ:
@@ -143,7 +137,7 @@ def train_bpe(texts: Iterable[str], *, size: int, digits: bool = True) -> Text:
   special = ['<pad>', '<eos>']
   alphabet = pre_tokenizers.ByteLevel.alphabet()
   if size < len(alphabet) + len(special):
-    raise ValueError(f'size={size} is too small: {len(alphabet)} bytes and {len(special)} special tokens need {len(alphabet) + len(special)}')
+    raise ValueError(f'size={size} is too small: {len(alphabet)} bytes and {len(special)} special tokens come before the first merge')
   byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
   tokenizer = Tokenizer(models.BPE())
   tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level]) if digits else byte_level
