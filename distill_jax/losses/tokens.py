@@ -30,11 +30,12 @@ def cross_entropy(logits: Array, targets: Array) -> Array:
   return jnp.squeeze(log_total, -1) - chosen
 
 
-def per_token(function: Callable[..., Array], weights_BL: Array, student: Mapping[str, Any], *others: Any) -> Array:
-  """`function(student_logits, *others)` at every token: -> float32 [B, L], 0 where the weight is 0.
+def per_token(function: Callable[..., Any], weights_BL: Array, student: Mapping[str, Any], *others: Any) -> Any:
+  """`function(student_logits, *others)` at every token: -> float32 [B, L] (or a dict of them), 0 where the weight is 0.
 
   student and others: what `Model.apply` returned ('hidden' [B, L, D] and 'head'; given to `function` as logits [B, L, V]), or label
-  arrays [B, L, ...] and dicts of them, given as they are. `function` maps [B, L, V], ... -> [B, L].
+  arrays [B, L, ...] and dicts of them, given as they are. `function` maps [B, L, V], ... -> [B, L], or a dict of such
+  arrays: all that one method wants of the logits is asked for in one call.
 
   Everything under weight 0 is replaced by zeros before `function` sees it, so neither values nor gradients depend on it, NaN included.
   Where outs differ in the width of their vocabulary (padded to other multiples), ids that one side lacks get -inf on every side.
@@ -46,7 +47,7 @@ def per_token(function: Callable[..., Array], weights_BL: Array, student: Mappin
   outs = [i for i, x in enumerate((student, *others)) if _is_out(x)]
   for i, logits in zip(outs, align([values[i] for i in outs])):
     values[i] = logits
-  return jnp.where(keep_BL, function(*values).astype(jnp.float32), 0.0)
+  return jax.tree.map(lambda value: jnp.where(keep_BL, value.astype(jnp.float32), 0.0), function(*values))
 
 
 def align(logits: list[Array]) -> list[Array]:

@@ -41,6 +41,16 @@ def read(directory: Path) -> Read:
       'this checkpoint is half written or something else: run the command that makes it again')
 
 
+def read_config(directory: Path) -> tuple[str, dict]:
+  """(name, config) of a checkpoint, without reading its weights."""
+  directory = pathlib.Path(directory)
+  if (directory / 'model.json').is_file():
+    about = _load_json(directory / 'model.json')
+    return about['model'], _full(about['model'], about['config'])
+  hf = _load_json(directory / 'config.json')
+  return 'transformer', _full('transformer', families.of_hf(hf, f'{directory}').config_in(hf))
+
+
 def write(directory: Path, name: str, config: Mapping[str, Any], params: Mapping[str, Any]) -> None:
   """Writes a checkpoint in our format, in the dtypes the weights have. Same weights, same bytes. See `_replace` for a killed writer."""
   flat = _checked(directory, name, config, params)

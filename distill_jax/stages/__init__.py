@@ -1,8 +1,11 @@
+from distill_jax.stages.checks import check
 from distill_jax.stages.evaluate import evaluate
 from distill_jax.stages.export import export
+from distill_jax.stages.forecasts import FORECASTS as FORECASTS
 from distill_jax.stages.generate import generate
 from distill_jax.stages.grade import grade
 from distill_jax.stages.label import label
 from distill_jax.stages.train import train
 
 STAGES = dict(generate=generate, grade=grade, label=label, train=train, evaluate=evaluate, export=export)
+CHECKS = {name: check for name in STAGES}

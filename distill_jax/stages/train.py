@@ -11,9 +11,11 @@ from distill_jax.data import feed, rows as rows_lib, shards
 from distill_jax.decode import sample
 from distill_jax.methods import METHODS
 from distill_jax.stages import records
-from distill_jax.stages.label import PLAIN, fingerprints, make_method
+from distill_jax.stages.label import fingerprints, make_method
 from distill_jax.stages.roles import load_role, parameters, save_role
 from distill_jax.train import checkpoint, loop, optim as optim_lib, step as step_lib
+
+VALIDATION = dict(every=200, metric='accuracy', split='dev', count=64, patience=None, max_new_tokens=160, batch=64)
 
 
 def train(out, inputs, *, seed, how, log, roles, method, steps, batch, optim, length=256, task=None, split='train', count=None,
@@ -131,9 +133,7 @@ def _validation(settings: Mapping[str, Any] | None, out, roles: Mapping[str, Rol
   """The loop's Validation of a config's dict."""
   if settings is None:
     return None
-  settings = dict(every=200, metric='accuracy', split='dev', count=64, patience=None, max_new_tokens=160, batch=64) | dict(settings)
-  if set(settings) - {'every', 'metric', 'split', 'count', 'patience', 'max_new_tokens', 'batch'}:
-    raise TypeError(f'validate: takes every, metric, split, count, patience, max_new_tokens, batch; got {sorted(settings)}')
+  settings = VALIDATION | dict(settings)
   if task is None:
     raise ValueError('validate needs task=')
   measures = dict(accuracy=_grader, loss=_held_out)

@@ -1,0 +1,115 @@
+"""GSM8K distilled: a teacher writes rationales, right ones are kept, a student learns text and top-k targets, is measured, and leaves.
+
+    python -m distill_jax.main --config=configs/gsm8k.py             laptop: bundled problems and checkpoints, CPU, minutes
+    python -m distill_jax.main --config=configs/gsm8k.py:tiny        seconds; the whole pipeline, for tests
+    python -m distill_jax.main --config=configs/gsm8k.py:recorded --config.tasks.gsm8k.source=DIR --config.stages.written.recorded=FILE
+                                                                     real problems and recorded solutions of somebody else's teacher
+    python -m distill_jax.main --config=configs/gsm8k.py:full        openai/gsm8k, Qwen2.5 teacher and student: for a pod
+
+Chain-of-thought distillation as in Magister et al. 2022 (arXiv 2212.08410) and Ho et al. 2022 (arXiv 2212.10071), the student trained on
+the kept rationales with cross-entropy and the teacher's top-k targets (Hinton et al. 2015). Controls: the same student, same steps, on
+answers only; the untrained student; the teacher. Own data, teacher and student: see README.md.
+Laptop size: generated problems and a teacher of 1.4 M parameters; figures reached and times in configs/README.md.
+"""
+from ml_collections import ConfigDict
+
+HELD_OUT = ('test', 'test_range', 'test_family')
+LAPTOP = dict(
+    counts=dict(train=2000), task_seed=1, splits=HELD_OUT, teacher='bundled:teacher', base='bundled:student', samples=4, temperature=0.7,
+    max_new_tokens=128, length=256, k=16, steps=700, batch=16, lr=3e-3, warmup=50, generate_batch=256, evaluate_batch=100, save=200, log=10,
+    validate=None, part=500)
+SIZES = {
+    '': LAPTOP,
+    'tiny': {**LAPTOP, **dict(
+        counts=dict(train=8, dev=4, test=4, test_range=4, test_family=4), splits=('test',), samples=2, max_new_tokens=96, k=4, steps=4, batch=8,
+        generate_batch=16, evaluate_batch=4, save=2, log=1, part=4)},
+    'full': {**LAPTOP, **dict(
+        source='openai/gsm8k', counts=None, task_seed=0, splits=('test',), teacher='Qwen/Qwen2.5-7B-Instruct', base='Qwen/Qwen2.5-0.5B', samples=8,
+        max_new_tokens=320, length=1024, k=64, steps=3000, batch=128, lr=1e-5, warmup=100, generate_batch=1024, evaluate_batch=1024, save=500,
+        validate=dict(every=500, metric='accuracy', split='dev', count=256, patience=3, max_new_tokens=320), part=512)},
+}
+
+
+def get_config(size: str = '') -> ConfigDict:
+  """The recipe at one of SIZES, or 'recorded'."""
+  if size == 'recorded':
+    return recorded()
+  if size not in SIZES:
+    raise ValueError(f'configs/gsm8k.py has no size {size!r}; there is {", ".join(repr(s) for s in (*SIZES, "recorded"))}')
+  s = SIZES[size]
+  c = ConfigDict()
+  c.seed = 0
+  c.title = 'GSM8K, distilled'
+  generated = s.get('source', 'bundled') == 'bundled'
+  c.notes = ['The problems are generated (bundled), not GSM8K; teacher and student are small bundled models that know such problems only.',
+             'test: unseen combinations of numbers and steps; test_range: unseen number ranges; test_family: unseen kinds of story.'] if generated else []
+  c.tasks = _tasks(s.get('source', 'bundled'), s['counts'], s['task_seed'])
+  c.roles = dict(
+      teacher=dict(load=s['teacher']),
+      base=dict(load=s['base']),
+      distilled=dict(stage='distill', role='student'),
+      answers_only=dict(stage='answers', role='student'),
+  )
+  method = dict(method='logit_kd', alpha=0.5, k=s['k'])
+  optim = dict(lr=s['lr'], warmup=s['warmup'], decay='cosine', final=0.05, weight_decay=0.05, b2=0.98)
+  how = dict(save=s['save'], log=s['log'])
+  training = dict(stage='train', steps=s['steps'], batch=s['batch'], length=s['length'], optim=optim, how=how)
+  if s['validate']:
+    training['validate'] = s['validate']
+  answering = dict(stage='evaluate', task='gsm8k', splits=s['splits'], max_new_tokens=s['max_new_tokens'], how=dict(batch=s['evaluate_batch']))
+  c.stages = dict(
+      generate=dict(
+          stage='generate', roles=dict(teacher='teacher'), task='gsm8k', split='train', samples=s['samples'], temperature=s['temperature'],
+          max_new_tokens=s['max_new_tokens'], part=s['part'], how=dict(batch=s['generate_batch'])),
+      grade=dict(stage='grade', of=['generate'], task='gsm8k', cap=s['samples']),
+      label=dict(
+          stage='label', of=['grade'], roles=dict(student='base', teacher='teacher'), method=method, length=s['length'],
+          how=dict(batch=min(s['generate_batch'], 64))),
+      distill=dict(**training, of=['label'], roles=dict(student='base'), task='gsm8k', method=method, title='distilled (CoT + KD)'),
+      answers=dict(**training, of=['grade'], roles=dict(student='base'), task='answers_only', target='gold', method=dict(method='sft'),
+                   title='answers only'),
+      evaluate_teacher=dict(**answering, roles=dict(teacher='teacher'), title='teacher'),
+      evaluate_teacher_calculator=dict(**answering, roles=dict(teacher='teacher'), calculator=True, title='teacher, with calculator'),
+      evaluate_distilled=dict(**answering, roles=dict(student='distilled'), title='distilled (CoT + KD)'),
+      evaluate_answers=dict(**answering, roles=dict(student='answers_only'), title='answers only'),
+      evaluate_untrained=dict(**answering, roles=dict(student='base'), title='untrained student'),
+      export=dict(stage='export', roles=dict(student='distilled'), task='gsm8k', card='Distilled from the rationales and top-k targets of a teacher.'),
+  )
+  c.run = list(c.stages)
+  c.compare = [('evaluate_distilled', 'evaluate_answers', split) for split in s['splits']]
+  return c
+
+
+def _tasks(source, counts, seed) -> ConfigDict:
+  """The task and its answers-only twin, which follows its source and counts."""
+  tasks = ConfigDict(dict(gsm8k=dict(task='gsm8k', source=source, counts=counts or {}, seed=seed)))
+  tasks.answers_only = dict(task='gsm8k', answers='final', source=tasks.gsm8k.get_ref('source'), counts=tasks.gsm8k.counts,
+                            seed=tasks.gsm8k.get_ref('seed'))
+  return tasks
+
+
+def recorded() -> ConfigDict:
+  """Real problems, and completions that somebody else's teacher wrote for the test questions.
+
+  The recorded solutions are graded; the student learns from the people's solutions of the training split, since the recorded ones answer
+  test questions.
+  """
+  c = ConfigDict()
+  c.seed = 0
+  c.title = 'GSM8K, real problems and recorded solutions'
+  c.notes = ['A model of this size does not solve real GSM8K problems: its accuracy is near zero, and is printed.']
+  c.tasks = _tasks('data/gsm8k', {}, 0)
+  shape = dict(model='transformer', width=128, layers=4, heads=2, mlp_width=384, max_length=640)
+  c.roles = dict(new=dict(model=shape, tokenizer=dict(bpe=2048)), student=dict(stage='train', role='student'))
+  c.stages = dict(
+      written=dict(stage='generate', task='gsm8k', split='test', recorded='data/gsm8k/example_model_solutions.jsonl'),
+      graded=dict(stage='grade', of=['written'], task='gsm8k'),
+      train=dict(
+          stage='train', roles=dict(student='new'), task='gsm8k', split='train', target='gold', method=dict(method='sft'), steps=150, batch=8,
+          length=512, optim=dict(lr=2e-3, warmup=20, decay='cosine'), title='student on real problems', how=dict(save=50)),
+      evaluate=dict(stage='evaluate', roles=dict(student='student'), task='gsm8k', splits=('test',), count=200, max_new_tokens=192,
+                    how=dict(batch=100), title='student on real problems'),
+      export=dict(stage='export', roles=dict(student='student'), task='gsm8k'),
+  )
+  c.run = list(c.stages)
+  return c
