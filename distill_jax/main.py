@@ -144,6 +144,8 @@ def _ours(error: BaseException) -> bool:
     return True
   if not isinstance(error, (ValueError, RuntimeError, NotImplementedError)) or not str(error):
     return False
+  if error.__traceback__ is None:
+    return True
   *_, last = traceback.walk_tb(error.__traceback__)
   path = pathlib.Path(last[0].f_code.co_filename).resolve()
   libraries = [pathlib.Path(sysconfig.get_path(name)).resolve() for name in ('stdlib', 'purelib', 'platlib')]

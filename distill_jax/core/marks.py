@@ -106,7 +106,7 @@ def flatten(value: Any, path: str = '') -> dict[str, Any]:
 
 def differences(old: Any, new: Any) -> list[str]:
   """One line 'path: old -> new' for every leaf that differs, sorted by path."""
-  old, new = flatten(old), flatten(new)
+  old, new = (flatten(side) if side else {} for side in (old, new))
   lines = []
   hollow = lambda side, path: side.get(path) in ({}, [], ()) and any(name.startswith(f'{path}.') for name in (*old, *new))
   for path in sorted(set(old) | set(new)):
