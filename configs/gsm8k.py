@@ -56,7 +56,8 @@ def get_config(size: str = '') -> ConfigDict:
   training = dict(stage='train', steps=s['steps'], batch=s['batch'], length=s['length'], optim=optim, how=how)
   if s['validate']:
     training['validate'] = s['validate']
-  answering = dict(stage='evaluate', task='gsm8k', splits=s['splits'], max_new_tokens=s['max_new_tokens'], how=dict(batch=s['evaluate_batch']))
+  answering = dict(stage='evaluate', task='gsm8k', splits=s['splits'], max_new_tokens=s['max_new_tokens'], part=300,
+                   how=dict(batch=s['evaluate_batch']))
   c.stages = dict(
       generate=dict(
           stage='generate', roles=dict(teacher='teacher'), task='gsm8k', split='train', samples=s['samples'], temperature=s['temperature'],
@@ -75,7 +76,8 @@ def get_config(size: str = '') -> ConfigDict:
       evaluate_untrained=dict(**answering, roles=dict(student='base'), title='untrained student'),
       export=dict(stage='export', roles=dict(student='distilled'), task='gsm8k', card='Distilled from the rationales and top-k targets of a teacher.'),
   )
-  c.run = list(c.stages)
+  c.run = ['generate', 'grade', 'label', 'distill', 'answers', 'evaluate_teacher', 'evaluate_teacher_calculator', 'evaluate_distilled',
+           'evaluate_answers', 'evaluate_untrained', 'export']
   c.compare = [('evaluate_distilled', 'evaluate_answers', split) for split in s['splits']]
   return c
 
@@ -111,5 +113,5 @@ def recorded() -> ConfigDict:
                     how=dict(batch=100), title='student on real problems'),
       export=dict(stage='export', roles=dict(student='student'), task='gsm8k'),
   )
-  c.run = list(c.stages)
+  c.run = ['written', 'graded', 'train', 'evaluate', 'export']
   return c

@@ -39,7 +39,13 @@ def generate(out, inputs, *, seed, how, log, task, roles=None, split='train', co
   tokens = sum(int(t['tokens']) for t in texts)
   return dict(kind='generate', questions=len(examples), samples=samples, texts=len(texts), tokens=tokens, seconds=seconds,
               tokens_per_second=tokens / seconds, unfinished=sum(not t['finished'] for t in texts),
-              overlap={**overlap([t['completion'] for t in texts], tested), 'held_out': held_out}, **facts)
+              overlap=_overlap([t['completion'] for t in texts], tested, held_out), **facts)
+
+
+def _overlap(texts, tested, held_out):
+  """Generated texts that share a run of words and numbers with a held-out problem: 13 words (usual), and 30 (templated text shares phrases)."""
+  short, long = overlap(texts, tested, n=13), overlap(texts, tested, n=30)
+  return dict(held_out=held_out, count=short['count'], of=short['total'], n=13, examples=short['examples'], count_of_30_words=long['count'])
 
 
 def _write(out, task, examples, role, *, part, how, log, seed, settings):
