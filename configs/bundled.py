@@ -27,7 +27,7 @@ def get_config(size: str = '') -> ConfigDict:
   c.tasks = dict(problems=dict(task='gsm8k', source='bundled', counts=dict(train=s['train'], dev=s['dev'])))
   c.roles = dict(
       new_teacher=dict(model={**shape, **s['teacher']}, tokenizer=dict(bpe=1024)),
-      new_student=dict(model={**shape, **s['student']}, tokenizer=dict(stage='teacher', role='student')),
+      new_student=dict(model={**shape, **s['student'], 'init': 'fan_in'}, tokenizer=dict(stage='teacher', role='student')),
       teacher=dict(stage='teacher', role='student'),
       student=dict(stage='student', role='student'),
   )

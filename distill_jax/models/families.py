@@ -95,6 +95,19 @@ def _llama_out(config: Config) -> dict:
       attention_bias=config['attention_bias'], mlp_bias=config['mlp_bias'], tie_word_embeddings=config['tied'])
 
 
+def _qwen2_in(hf: Config) -> dict:
+  if hf.get('use_sliding_window'):
+    raise ValueError('Qwen2: config.json says use_sliding_window=true; only full attention can be read')
+  return {**_llama_in({'rms_norm_eps': 1e-6, **hf}), 'attention_bias': 'qkv'}
+
+
+def _qwen2_out(config: Config) -> dict:
+  if config['head_dim'] * config['heads'] != config['width']:
+    raise ValueError(f'Qwen2 has no head_dim={config["head_dim"]} beside width={config["width"]}: leave it out of the config')
+  left_out = ('head_dim', 'attention_bias', 'mlp_bias')
+  return {**{key: value for key, value in _llama_out(config).items() if key not in left_out}, 'use_sliding_window': False}
+
+
 def _kernel_and_bias(ours: str, theirs: str, **how) -> tuple[Row, Row]:
   return Row(f'{ours}/kernel', f'{theirs}.weight', **how), Row(f'{ours}/bias', f'{theirs}.bias', **{**how, 'turned': False})
 
@@ -126,7 +139,11 @@ LLAMA = Family(
         *(row for name in ('gate', 'up', 'down') for row in _kernel_and_bias(f'mlp/{name}', f'model.layers.{{}}.mlp.{name}_proj', turned=True)),
     ), 'model.', (r'.*\.rotary_emb\.inv_freq',))
 
-FAMILIES = (GPT2, LLAMA)
+QWEN2 = LLAMA._replace(
+    architecture='Qwen2ForCausalLM', model_type='qwen2', config_in=_qwen2_in, config_out=_qwen2_out,
+    shape=dict(norm='rms', positions='rope', gated=True, attention_bias='qkv', mlp_bias=False))
+
+FAMILIES = (GPT2, QWEN2, LLAMA)
 
 
 def of_hf(hf: Config, where: str) -> Family:

@@ -20,11 +20,18 @@ ACTIVATIONS = {
 }
 NORMS = ('rms', 'layer')
 SPREAD = 0.02         # standard deviation of a fresh weight
+INITS = ('normal', 'fan_in')
 FAR_BELOW = -1e30     # a masked score: finite, so that a row that may attend to nothing stays finite
 
 
 def _normal(rngs: nnx.Rngs, shape, spread: float = SPREAD) -> nnx.Param:
   return nnx.Param(spread * jax.random.normal(rngs.params(), shape, jnp.float32))
+
+
+def spread(config: Mapping[str, Any], wide_in: int, *, into_residual: bool = False) -> float:
+  """Standard deviation of a fresh kernel: 0.02 ('normal', GPT-2's) or 1 / sqrt(wide_in) ('fan_in'); less for projections back into the residual."""
+  deviation = SPREAD if config['init'] == 'normal' else 1 / math.sqrt(wide_in)
+  return deviation / math.sqrt(2 * config['layers']) if into_residual else deviation
 
 
 def _wide(vector: Array, rank: int) -> Array:
@@ -35,7 +42,7 @@ def _wide(vector: Array, rank: int) -> Array:
 class Linear(nnx.Module):
   """x @ kernel (+ bias)."""
 
-  def __init__(self, wide_in: int, wide_out: int, *, bias: bool, rngs: nnx.Rngs, spread: float = SPREAD):
+  def __init__(self, wide_in: int, wide_out: int, *, bias: bool, rngs: nnx.Rngs, spread: float):
     self.kernel = _normal(rngs, (wide_in, wide_out), spread)
     self.bias = nnx.Param(jnp.zeros((wide_out,), jnp.float32)) if bias else None
 
@@ -124,12 +131,14 @@ class Attention(nnx.Module):
   """Grouped-query self-attention. `store` keeps this call's keys and values and returns those that may be attended."""
 
   def __init__(self, config: Mapping[str, Any], *, rngs: nnx.Rngs):
-    width, bias = config['width'], config['attention_bias']
+    width, bias = config['width'], bool(config['attention_bias'])
+    wide = spread(config, width)
     self.heads, self.kv_heads, self.head_dim = config['heads'], config['kv_heads'], config['head_dim']
-    self.q = Linear(width, self.heads * self.head_dim, bias=bias, rngs=rngs)
-    self.k = Linear(width, self.kv_heads * self.head_dim, bias=bias, rngs=rngs)
-    self.v = Linear(width, self.kv_heads * self.head_dim, bias=bias, rngs=rngs)
-    self.o = Linear(self.heads * self.head_dim, width, bias=bias, rngs=rngs, spread=SPREAD / math.sqrt(2 * config['layers']))
+    self.q = Linear(width, self.heads * self.head_dim, bias=bias, rngs=rngs, spread=wide)
+    self.k = Linear(width, self.kv_heads * self.head_dim, bias=bias, rngs=rngs, spread=wide)
+    self.v = Linear(width, self.kv_heads * self.head_dim, bias=bias, rngs=rngs, spread=wide)
+    self.o = Linear(self.heads * self.head_dim, width, bias=config['attention_bias'] is True, rngs=rngs,
+                    spread=spread(config, self.heads * self.head_dim, into_residual=True))
 
   def __call__(self, x_BTD: Array, mask_BTS: Array, turn, store) -> Array:
     B, T, _ = x_BTD.shape
@@ -147,10 +156,10 @@ class Mlp(nnx.Module):
 
   def __init__(self, config: Mapping[str, Any], *, rngs: nnx.Rngs):
     width, inner, bias = config['width'], config['mlp_width'], config['mlp_bias']
-    self.activation = config['activation']
-    self.gate = Linear(width, inner, bias=bias, rngs=rngs) if config['gated'] else None
-    self.up = Linear(width, inner, bias=bias, rngs=rngs)
-    self.down = Linear(inner, width, bias=bias, rngs=rngs, spread=SPREAD / math.sqrt(2 * config['layers']))
+    self.activation, wide = config['activation'], spread(config, width)
+    self.gate = Linear(width, inner, bias=bias, rngs=rngs, spread=wide) if config['gated'] else None
+    self.up = Linear(width, inner, bias=bias, rngs=rngs, spread=wide)
+    self.down = Linear(inner, width, bias=bias, rngs=rngs, spread=spread(config, inner, into_residual=True))
 
   def __call__(self, x: Array) -> Array:
     act = ACTIVATIONS[self.activation]

@@ -47,15 +47,16 @@ AXES = (
 def transformer(
     *, vocab_size: int, width: int, layers: int, heads: int, kv_heads: int | None = None, head_dim: int | None = None,
     mlp_width: int, norm: str = 'rms', norm_eps: float = 1e-5, positions: str = 'rope', max_length: int,
-    rope_theta: float = 10000.0, activation: str = 'silu', gated: bool = True, attention_bias: bool = False,
+    rope_theta: float = 10000.0, activation: str = 'silu', gated: bool = True, attention_bias: bool | str = False,
     mlp_bias: bool = False, tied: bool = True, dropout: float = 0.0, dtype: str = 'float32', remat: str = 'none',
-    pattern: Sequence[str] = ('global',), window: int | None = None) -> Model:
+    pattern: Sequence[str] = ('global',), window: int | None = None, init: str = 'normal') -> Model:
   """A decoder. Llama shapes are the defaults; GPT-2: norm='layer', positions='learned', activation='gelu_tanh', gated=False, biases.
 
-  norm: 'rms' | 'layer'. positions: 'rope' | 'learned'. activation: 'silu' | 'gelu_tanh' | 'gelu'. attention_bias covers q, k, v
-  and o. tied: the head is the embedding transposed. dtype: of matrix products; parameters, norms and softmaxes are float32.
+  norm: 'rms' | 'layer'. positions: 'rope' | 'learned'. activation: 'silu' | 'gelu_tanh' | 'gelu'. attention_bias: True
+  (q, k, v and o), 'qkv' or False. tied: the head is the embedding transposed. dtype: of matrix products; parameters, norms and softmaxes are float32.
   remat: 'none' | 'full' | 'dots' (matrix products kept). pattern: 'global' | 'local' layers in turn, local ones see `window`
   tokens back, their own included. max_length: longest text in tokens; learned positions past it repeat the last one.
+  init: of fresh kernels, 'normal' (0.02) | 'fan_in' (1 / sqrt(inputs), which learns faster at small widths).
   The same keywords give the identical Model (and so the same compiled functions); `model.config` holds them all, defaults
   resolved, in a mapping that hashes, so that a Model can be a static argument of jit.
   ValueError: keywords that contradict each other.
@@ -64,15 +65,15 @@ def transformer(
       vocab_size=vocab_size, width=width, layers=layers, heads=heads, kv_heads=kv_heads or heads, head_dim=head_dim or width // heads,
       mlp_width=mlp_width, norm=norm, norm_eps=float(norm_eps), positions=positions, max_length=max_length,
       rope_theta=float(rope_theta), activation=activation, gated=gated, attention_bias=attention_bias, mlp_bias=mlp_bias,
-      tied=tied, dropout=float(dropout), dtype=jnp.dtype(dtype).name, remat=remat, pattern=tuple(pattern), window=window)
+      tied=tied, dropout=float(dropout), dtype=jnp.dtype(dtype).name, remat=remat, pattern=tuple(pattern), window=window, init=init)
   return _build(FrozenDict(config))
 
 
 def _check(config: Mapping[str, Any]) -> None:
-  choices = dict(norm=parts.NORMS, positions=('rope', 'learned'), activation=tuple(parts.ACTIVATIONS), remat=tuple(REMAT))
+  choices = dict(norm=parts.NORMS, init=parts.INITS, attention_bias=(True, False, 'qkv'), positions=('rope', 'learned'), activation=tuple(parts.ACTIVATIONS), remat=tuple(REMAT))
   for name, allowed in choices.items():
     if config[name] not in allowed:
-      raise ValueError(f'transformer: {name}={config[name]!r}; choose one of {", ".join(allowed)}')
+      raise ValueError(f'transformer: {name}={config[name]!r}; choose one of {", ".join(map(str, allowed))}')
   if unknown := set(config['pattern']) - {'global', 'local'} or not config['pattern']:
     raise ValueError(f'transformer: pattern={config["pattern"]}: {unknown or "empty"}; its entries are global or local')
   for name in ('vocab_size', 'width', 'layers', 'heads', 'kv_heads', 'head_dim', 'mlp_width', 'max_length'):
@@ -131,7 +132,7 @@ def _init(config: Mapping[str, Any], key: Array) -> dict:
   if rest:
     params['rest'] = {str(i): block(keys[repeats * places + i]) for i in range(rest)}
   if not config['tied']:
-    params['head'] = dict(kernel=parts.SPREAD * jax.random.normal(head_key, (config['width'], config['vocab_size']), jnp.float32))
+    params['head'] = dict(kernel=parts.spread(config, config['width']) * jax.random.normal(head_key, (config['width'], config['vocab_size']), jnp.float32))
   return params
 
 
