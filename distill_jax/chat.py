@@ -94,8 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(file=sys.stderr)
   except (OSError, ValueError) as error:
     print(error, file=sys.stderr)
-    inside = pathlib.Path(options.directory)
-    if found := sorted({str(path.parent) for name in ('model.json', 'config.json') for path in inside.glob(f'*/{name}')} if inside.is_dir() else ()):
+    below = [path for name in ('model.json', 'config.json') for path in pathlib.Path(options.directory).glob(f'*/{name}')]
+    if found := sorted({str(path.parent) for path in below}):
       print('There are checkpoints in ' + ', '.join(found), file=sys.stderr)
     return 1
   return 0

@@ -8,18 +8,16 @@ The same command continues after a kill, and skips what is done.
 import ast
 import os
 import pathlib
-import platform
-import shlex
 import sys
 import sysconfig
 import traceback
 
 from absl import app
 from absl import flags
+from absl import logging
 from ml_collections import config_flags
 
 from distill_jax import pipeline
-from distill_jax.core import marks
 
 
 class _ListParser(flags.ArgumentParser):
@@ -44,91 +42,16 @@ _TRACEBACK = flags.DEFINE_bool('traceback', False, 'Show the whole traceback of 
 
 def sources() -> pipeline.Sources:
   """The stages of this package. Late: it imports everything."""
+  from distill_jax import runs
   from distill_jax import stages
   known = vars(stages)
-  return pipeline.Sources(stages.STAGES, known.get('CHECKS', {}), known.get('FORECASTS', {}), hub=commit)
-
-
-def commit(repository: str, kind: str, revision: str | None) -> str:
-  """The commit a hub id stands for now: asked of the hub, else of its local cache. Raises ValueError that says what to pass instead."""
-  from huggingface_hub import HfApi, constants
-  try:
-    if constants.HF_HUB_OFFLINE:
-      raise OSError('HF_HUB_OFFLINE is set')
-    return HfApi().repo_info(repository, repo_type=kind, revision=revision, timeout=10).sha
-  except Exception as error:      # the client raises many kinds; all mean that the hub gave no answer
-    folder = pathlib.Path(constants.HF_HUB_CACHE) / f'{kind}s--{repository.replace("/", "--")}' / 'refs' / (revision or 'main')
-    if folder.is_file():
-      return folder.read_text(encoding='utf-8').strip()
-    reason = f'{type(error).__name__}: {str(error).splitlines()[0][:160] if str(error) else ""}'
-    raise ValueError(f'{repository!r} is no local path, is not in the local hub cache, and the hub cannot be asked ({reason}). '
-                     f'Pass a local directory that holds the {kind} instead') from None
+  return pipeline.Sources(stages.STAGES, known.get('CHECKS', {}), known.get('FORECASTS', {}), hub=runs.commit)
 
 
 def default_workdir(config: str) -> pathlib.Path:
   """runs/gsm8k-tiny for configs/gsm8k.py:tiny."""
   path, _, size = config.partition(':')
   return pathlib.Path('runs') / (pathlib.Path(path).stem + (f'-{size}' if size else ''))
-
-
-def _cache_compilations(directory: pathlib.Path):
-  """Turns on JAX's persistent compilation cache. The newest entry is dropped when a kill has cut it short."""
-  if 'JAX_COMPILATION_CACHE_DIR' in os.environ:
-    return
-  import jax
-  from jax._src import compilation_cache
-  directory.mkdir(parents=True, exist_ok=True)
-  newest = max(directory.glob('*-cache'), key=lambda path: path.stat().st_mtime_ns, default=None)
-  if newest is not None:
-    try:
-      compilation_cache.decompress_executable(newest.read_bytes())
-    except Exception:             # each compressor raises its own kind
-      newest.unlink()
-  jax.config.update('jax_compilation_cache_dir', str(directory))
-  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
-
-
-def _write_down(workdir: pathlib.Path, recipe):
-  """config.json, the recipe as it runs; run.json, by what command and on what."""
-  import importlib.metadata
-  import jax
-  names = ('distill_jax', 'jax', 'flax', 'optax', 'numpy', 'transformers', 'datasets', 'pyarrow')
-  versions = {'python': platform.python_version(), **{name: importlib.metadata.version(name) for name in names}}
-  devices = [device.device_kind for device in jax.devices()]
-  marks.write_json(workdir / 'config.json', recipe)
-  marks.write_json(workdir / 'run.json', {
-      'command': shlex.join(['python', '-m', 'distill_jax.main', *sys.argv[1:]]), 'versions': versions,
-      'devices': f'{len(devices)} x {devices[0]}', 'host': f'{platform.system()} {platform.machine()}, {os.cpu_count()} cores'})
-
-
-def run_recipe(recipe, steps, workdir: pathlib.Path, source: pipeline.Sources, *, only: str | None = None, cache: pathlib.Path | None = None):
-  """Runs the planned steps that are not done, prints the results, writes report.html. Stops before anything runs where settings differ."""
-  from distill_jax import report, tables
-  from distill_jax.train.log import Log, duration
-  chosen = pipeline.choose(steps, recipe, only)
-  workdir.mkdir(parents=True, exist_ok=True)
-  with marks.lock(workdir):
-    pipeline.stop_on_differences(list(steps.values()) if only is None else chosen, workdir)
-    _cache_compilations((cache or workdir / '.cache' / 'jax').absolute())
-    _write_down(workdir, recipe)
-    main_log = Log(file=workdir / 'log.txt')
-    make = lambda name, out: Log(out, name=name, file=workdir / 'log.txt')
-    try:
-      for step in chosen:
-        if pipeline.state(step)[0] == 'done':
-          seconds = marks.read_json(step.out / 'DONE')['seconds']
-          main_log.say(f'{step.name}: done before, in {duration(seconds)}')
-          continue
-        main_log.say(f'{step.name}: {pipeline.state(step)[0].replace("to do", "begins").replace("started", "continues")}')
-        done = pipeline.run_step(step, source, log=make)
-        main_log.say(f'{step.name}: done in {duration(done["seconds"])}')
-        for note in done['summary'].get('notes', ()):
-          main_log.say(f'{step.name}: note: {note}')
-      if (table := tables.accuracies(workdir, recipe)) is not None:
-        tables.show(table)
-      main_log.say(f'report: {report.write(workdir, recipe)}')
-    finally:
-      main_log.close()
 
 
 def _where_it_stands(steps) -> str:
@@ -164,6 +87,8 @@ def main(argv) -> int:
   if len(argv) > 1:
     print(f'unknown argument {argv[1]!r}; flags begin with --', file=sys.stderr)
     return 2
+  if not any(arg.lstrip('-').partition('=')[0] in ('verbosity', 'v') for arg in sys.argv):
+    logging.set_verbosity(logging.WARNING)       # orbax says a page at every checkpoint
   steps = {}
   try:
     recipe = _CONFIG.value.to_dict()
@@ -171,7 +96,7 @@ def main(argv) -> int:
     source = sources()
     if _SEEDS.value:
       from distill_jax import seeds
-      seeds.run(recipe, workdir, source, count=_SEEDS.value, run_recipe=run_recipe)
+      seeds.run(recipe, workdir, source, count=_SEEDS.value)
       return 0
     steps = pipeline.plan(recipe, workdir, source, also=[_ONLY.value] if _ONLY.value else [])
     if _LIST.value or _DRY_RUN.value:
@@ -179,7 +104,8 @@ def main(argv) -> int:
       show = tables.listing if _LIST.value else tables.forecast
       show(steps, source)
       return 0
-    run_recipe(recipe, steps, workdir, source, only=_ONLY.value)
+    from distill_jax import runs
+    runs.run(recipe, steps, workdir, source, only=_ONLY.value)
     return 0
   except KeyboardInterrupt:
     print(f'\ninterrupted. {_where_it_stands(steps)}\nNothing is lost: the same command continues.', file=sys.stderr)

@@ -22,33 +22,53 @@ p { margin: 8px 0; max-width: 75ch; }
 table { border-collapse: collapse; margin: 10px 0; font-size: 15px; font-variant-numeric: tabular-nums; }
 th, td { padding: 6px 14px 6px 0; text-align: right; border-bottom: 1px solid var(--line); vertical-align: baseline; white-space: nowrap; }
 th { font-weight: 600; font-size: 13px; color: var(--soft); }
-th:first-child, td:first-child, .left { text-align: left; }
+th:first-child, td:first-child { text-align: left; }
 td:first-child { white-space: normal; }
 td .soft { font-size: 13px; }
-.lead { font-weight: 650; }
-.bars { display: grid; grid-template-columns: max-content 1fr max-content; gap: 5px 12px; align-items: center; max-width: 720px; font-size: 15px; }
+.bars { display: grid; grid-template-columns: max-content 1fr max-content; gap: 5px 12px; align-items: center; max-width: 720px;
+  font-size: 15px; }
 .bars .track { height: 14px; background: var(--wash); border-radius: 3px; }
 .bars .fill { height: 14px; background: var(--accent); border-radius: 3px; min-width: 1px; }
-.bars .fill.good { background: var(--good); } .bars .fill.bad { background: #c9776f; }
+.bars .fill.good { background: var(--good); }
+.bars .fill.bad { background: #c9776f; }
 .bars .figure { text-align: right; font-variant-numeric: tabular-nums; }
 .facts { display: flex; flex-wrap: wrap; gap: 10px 34px; margin: 12px 0; }
-.facts div { min-width: 90px; } .facts b { display: block; font-size: 20px; font-weight: 650; font-variant-numeric: tabular-nums; }
+.facts div { min-width: 90px; }
+.facts b { display: block; font-size: 20px; font-weight: 650; font-variant-numeric: tabular-nums; }
 .facts span { color: var(--soft); font-size: 13px; }
-figure { margin: 14px 0; } figure svg { width: 100%; height: auto; display: block; }
+figure { margin: 14px 0; }
+figure svg { width: 100%; height: auto; display: block; }
 .card { border: 1px solid var(--line); border-radius: 8px; margin: 14px 0; overflow: hidden; break-inside: avoid; }
 .card > .question { background: var(--wash); padding: 10px 16px; }
-.pair { display: grid; grid-template-columns: 1fr 1fr; } .pair > div { padding: 10px 16px; min-width: 0; }
-.pair > div + div { border-left: 1px solid var(--line); }
+.sides > div { padding: 10px 16px; min-width: 0; }
+.sides.two { display: grid; grid-template-columns: 1fr 1fr; }
+.sides > div + div { border-left: 1px solid var(--line); }
 .who { font-size: 13px; color: var(--soft); display: flex; justify-content: space-between; gap: 12px; }
-.text { white-space: pre-wrap; overflow-wrap: anywhere; font: 13.5px/1.5 ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; margin: 6px 0 0; }
-.tag { font-weight: 650; white-space: nowrap; } .tag.good { color: var(--good); } .tag.bad { color: var(--bad); }
+.text { white-space: pre-wrap; overflow-wrap: anywhere; margin: 6px 0 0;
+  font: 13.5px/1.5 ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; }
+.tag { font-weight: 650; white-space: nowrap; }
+.tag.good { color: var(--good); }
+.tag.bad { color: var(--bad); }
 .count { color: var(--soft); font-size: 13px; margin-left: 6px; white-space: nowrap; }
-details { margin: 10px 0; } summary { cursor: pointer; font-weight: 600; }
-pre { background: var(--wash); border-radius: 6px; padding: 12px 16px; overflow-x: auto; font-size: 13px; line-height: 1.5; white-space: pre-wrap; overflow-wrap: anywhere; }
-@media (max-width: 640px) { figure { overflow-x: auto; } figure svg { min-width: 640px; } main { padding: 24px 16px 48px; } .pair { grid-template-columns: 1fr; } .pair > div + div { border-left: 0; border-top: 1px solid var(--line); }
-  .bars { grid-template-columns: minmax(80px, max-content) 1fr max-content; } h1 { font-size: 24px; } }
-@media print { body { font-size: 11pt; } main { max-width: none; padding: 0; } h2 { break-after: avoid; } figure, table, .bars { break-inside: avoid; }
-  .card, .notes, .track, .fill { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
+details { margin: 10px 0; }
+summary { cursor: pointer; font-weight: 600; }
+pre { background: var(--wash); border-radius: 6px; padding: 12px 16px; font-size: 13px; line-height: 1.5; white-space: pre-wrap;
+  overflow-wrap: anywhere; }
+@media (max-width: 640px) {
+  main { padding: 24px 16px 48px; }
+  h1 { font-size: 24px; }
+  figure { overflow-x: auto; }
+  figure svg { min-width: 640px; }
+  .sides.two { grid-template-columns: 1fr; }
+  .sides > div + div { border-left: 0; border-top: 1px solid var(--line); }
+}
+@media print {
+  body { font-size: 11pt; }
+  main { max-width: none; padding: 0; }
+  h2, h3 { break-after: avoid; }
+  figure, table, .bars { break-inside: avoid; }
+  .card, .question, .notes, .track, .fill, pre { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
+}
 '''
 
 
@@ -59,7 +79,8 @@ def escape(value: Any) -> str:
 
 def document(title: str, body: Iterable[str]) -> str:
   """The whole page."""
-  return (f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+  return ('<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+          '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
           f'<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n' + '\n'.join(part for part in body if part) +
           '\n</main>\n</body>\n</html>\n')
 
@@ -89,6 +110,32 @@ def bars(rows: Sequence[tuple[str, float, str, str]]) -> str:
       f'<div class="figure">{escape(text)}</div>' for name, value, text, kind in rows) + '</div>'
 
 
+def count(number: float | None) -> str:
+  """'1.20 M'; '' for None."""
+  if number is None:
+    return ''
+  for unit, factor in (('B', 1e9), ('M', 1e6), ('k', 1e3)):
+    if number >= factor:
+      return f'{number / factor:.2f} {unit}'
+  return f'{number:,.0f}'
+
+
+def soft(words: str) -> str:
+  """A paragraph that stands back."""
+  return f'<p class="soft">{escape(words)}</p>'
+
+
+def notes(sentences: Iterable[str]) -> str:
+  """What a reader must know first, in a box; '' where there is nothing."""
+  inner = ''.join(f'<p>{escape(sentence)}</p>' for sentence in sentences)
+  return f'<div class="notes">{inner}</div>' if inner else ''
+
+
+def folded(name: str, inner: str) -> str:
+  """`inner` (HTML) behind a line that opens it; '' where there is nothing."""
+  return f'<details><summary>{escape(name)}</summary>{inner}</details>' if inner else ''
+
+
 def tag(right: bool) -> str:
   """'right' or 'wrong', in colour and in words."""
   return f'<span class="tag {"good" if right else "bad"}">{"&#10003; right" if right else "&#10007; wrong"}</span>'
@@ -99,10 +146,21 @@ def text(value: str) -> str:
   return f'<div class="text">{escape(value.strip()) or "<span class=soft>(nothing)</span>"}</div>'
 
 
-_RC = {'svg.fonttype': 'none', 'text.parse_math': False, 'font.family': 'sans-serif', 'font.size': 11,
-       'font.sans-serif': ['system-ui', 'Segoe UI', 'Noto Sans', 'DejaVu Sans', 'sans-serif'], 'axes.spines.top': False, 'axes.spines.right': False,
-       'axes.edgecolor': '#9aa5b1', 'axes.labelcolor': '#5f6c7b', 'xtick.color': '#5f6c7b', 'ytick.color': '#5f6c7b', 'text.color': '#1f2933',
-       'axes.grid': True, 'grid.color': '#e9edf1', 'axes.axisbelow': True, 'axes.titlesize': 12, 'axes.titlelocation': 'left', 'axes.titleweight': 'bold'}
+def card(question: str, beside: str, sides: Sequence[tuple[str, str, str]]) -> str:
+  """A question, a short word beside it, and below it one or two texts: (who, a mark in HTML, text)."""
+  inner = ''.join(
+      '<div>' + (f'<div class="who"><span>{escape(who)}</span>{mark}</div>' if who else '') + text(words) + '</div>'
+      for who, mark, words in sides)
+  return (f'<div class="card"><div class="question">{escape(question.strip())}<span class="count">{escape(beside)}</span></div>'
+          f'<div class="sides{" two" if len(sides) > 1 else ""}">{inner}</div></div>')
+
+
+_RC = {
+    'svg.fonttype': 'none', 'text.parse_math': False, 'font.family': 'sans-serif', 'font.size': 11,
+    'font.sans-serif': ['system-ui', 'Segoe UI', 'Noto Sans', 'DejaVu Sans', 'sans-serif'],
+    'axes.spines.top': False, 'axes.spines.right': False, 'axes.edgecolor': '#9aa5b1', 'axes.labelcolor': '#5f6c7b',
+    'xtick.color': '#5f6c7b', 'ytick.color': '#5f6c7b', 'text.color': '#1f2933', 'axes.grid': True, 'grid.color': '#e9edf1',
+    'axes.axisbelow': True, 'axes.titlesize': 12, 'axes.titlelocation': 'left', 'axes.titleweight': 'bold'}
 
 
 def _svg(figure, label: str) -> str:
@@ -111,7 +169,8 @@ def _svg(figure, label: str) -> str:
   svg = buffer.getvalue()[buffer.getvalue().index('<svg'):]
   svg = re.sub(r'<metadata>.*?</metadata>', '', svg, flags=re.S)
   svg = re.sub(r' (width|height)="[\d.]+pt"', '', svg, count=2)
-  return f'<figure>{svg.replace("<svg", f"<svg role={chr(34)}img{chr(34)} aria-label={chr(34)}{escape(label)}{chr(34)}", 1)}</figure>'
+  svg = svg.replace('<svg', f'<svg role="img" aria-label="{escape(label)}"', 1)
+  return f'<figure>{svg}</figure>'
 
 
 def intervals(arms: Sequence[str], panels: Mapping[str, Sequence[tuple[float, float, float] | None]], colours: Mapping[str, str]) -> str:
@@ -160,7 +219,8 @@ def curves(panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[flo
         noisy = len(values) >= 100
         if noisy:
           axis.plot(steps, values, color=colours[name], linewidth=0.8, alpha=0.25)
-        axis.plot(steps, smooth(values, 1 - 50 / len(values)) if noisy else values, color=colours[name], linewidth=1.8, marker='' if len(values) > 25 else 'o', markersize=4, label=name)
+        axis.plot(steps, smooth(values, 1 - 50 / len(values)) if noisy else values, color=colours[name], linewidth=1.8, markersize=4,
+                  marker='' if len(values) > 25 else 'o', label=name)
       axis.set(title=title, xlabel='step')
       axis.margins(x=0.02)
       if len(lines) > 1 or len(panels) > 1:

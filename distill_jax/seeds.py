@@ -1,15 +1,16 @@
 """Seeds: one recipe run with several seeds, each in its own directory, then one table with intervals."""
 import pathlib
-from typing import Any, Callable, Mapping
+from typing import Any, Mapping
 
 from distill_jax import pipeline
 from distill_jax import results
+from distill_jax import runs
 from distill_jax import tables
 from distill_jax.core import marks
 
 
-def run(recipe: Mapping[str, Any], workdir: pathlib.Path, sources: pipeline.Sources, *, count: int, run_recipe: Callable) -> list[pathlib.Path]:
-  """Runs seeds seed .. seed + count - 1 in workdir/seed-0 ..; everything is checked before the first one begins. Returns the directories."""
+def run(recipe: Mapping[str, Any], workdir: pathlib.Path, sources: pipeline.Sources, *, count: int) -> list[pathlib.Path]:
+  """Runs seeds seed .. seed + count - 1 in workdir/seed-0 .. and returns these; all are checked before the first one begins."""
   planned = []
   digests = marks.Digests(workdir / '.digests.json')
   for number in range(count):
@@ -21,7 +22,7 @@ def run(recipe: Mapping[str, Any], workdir: pathlib.Path, sources: pipeline.Sour
   workdir.mkdir(parents=True, exist_ok=True)
   for number, (own, steps, directory) in enumerate(planned):
     print(f'--- seed {own["seed"]} ({number + 1} of {count}) in {directory}')
-    run_recipe(own, steps, directory, sources, cache=workdir / '.cache' / 'jax')
+    runs.run(own, steps, directory, sources, cache=workdir / '.cache' / 'jax')
   directories = [directory for *_, directory in planned]
   rows, compared = results.over_seeds(directories, recipe), results.compare(directories, recipe)
   marks.write_json(workdir / 'seeds.json', {'rows': rows, 'compare': [

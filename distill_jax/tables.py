@@ -120,11 +120,13 @@ def seeds(rows: Sequence[Mapping[str, Any]], compared: Sequence[results.Compared
   show(table)
   if not compared:
     return
-  table = _table('Compared, in points', ('arms', 'split', 'by seed', 'difference', '95 % interval (t)', 'first / second only', 'p', 'verdict'), left=2,
-                 caption='p: two-sided sign test over seeds x problems, on the problems that exactly one arm has right; '
-                         'it takes seeds and problems as independent. The interval is over seeds.')
+  head = ('arms', 'split', 'by seed', 'difference', '95 % interval (t)', 'first / second only', 'p', 'verdict')
+  table = _table('Compared, in points', head, left=2, caption=(
+      'p: two-sided sign test over seeds x problems, on the problems that exactly one arm has right; it takes seeds and problems as '
+      'independent. The interval is over seeds.'))
   for one in compared:
     mean, low, high = one.difference
     table.add_row(escape(f'{one.a} - {one.b}'), escape(one.split), '  '.join(map(percent, one.by_seed)), percent(mean),
-                  escape(f'[{percent(low)}, {percent(high)}]'), f'{one.pairs.only_a} / {one.pairs.only_b}', f'{one.pairs.p:.2g}', escape(one.verdict))
+                  escape(f'[{percent(low)}, {percent(high)}]'), f'{one.pairs.only_a} / {one.pairs.only_b}', f'{one.pairs.p:.2g}',
+                  escape(one.verdict))
   show(table)

@@ -11,6 +11,7 @@ import jax
 import pytest
 
 from distill_jax import main
+from distill_jax import runs
 from distill_jax.core import marks
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -97,7 +98,8 @@ def test_a_run_shows_results_and_the_same_command_skips(place):
   grown = run(place, '--config.stages.train.steps=20', '--list', config='recipe.py:tiny')
   assert grown.returncode == 0
   lines = {line.split()[0]: line for line in grown.stdout.splitlines() if line.strip()}
-  assert ' done ' in lines['generate'] and 'started (10 of 20 steps)' in lines['train'] and ' stale ' in lines['good'] and ' done ' in lines['bad']
+  assert ' done ' in lines['generate'] and 'started (10 of 20 steps)' in lines['train']
+  assert ' stale ' in lines['good'] and ' done ' in lines['bad']
   assert 'good: inputs.train: ' in grown.stdout
   other = run(place, '--config.stages.train.lr=0.5', config='recipe.py:tiny')
   assert other.returncode == 1 and 'keywords.lr: (absent) -> 0.5' in other.stderr and 'Traceback' not in other.stderr
@@ -120,7 +122,8 @@ def test_a_recipe_that_is_not_there_is_one_line(place):
 
 
 @pytest.mark.parametrize('fail, message, traceback', [
-    ('ours', 'stage generate failed: teacher and student differ in id 5\n', False), ('bug', "stage generate failed: KeyError: 'nothing here'\n", True)])
+    ('ours', 'stage generate failed: teacher and student differ in id 5\n', False),
+    ('bug', "stage generate failed: KeyError: 'nothing here'\n", True)])
 def test_errors_of_stages(place, fail, message, traceback):
   ran = run(place, '--workdir=w', f'--config.stages.generate.fail={fail}')
   assert ran.returncode == 1 and message in ran.stderr and ('Traceback' in ran.stderr) == traceback
@@ -155,11 +158,11 @@ def test_a_hub_that_cannot_be_asked(tmp_path, monkeypatch):
   monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
   monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(tmp_path))
   with pytest.raises(ValueError, match="'a/b' is no local path.*Pass a local directory that holds the model instead"):
-    main.commit('a/b', 'model', None)
+    runs.commit('a/b', 'model', None)
   refs = tmp_path / 'datasets--a--b' / 'refs'
   refs.mkdir(parents=True)
   (refs / 'main').write_text('c0ffee\n')
-  assert main.commit('a/b', 'dataset', None) == 'c0ffee'
+  assert runs.commit('a/b', 'dataset', None) == 'c0ffee'
 
 
 def wait_for(path, process):

@@ -32,47 +32,63 @@ def _evaluated(workdir, name, title, rates, rng, text):
   rows, splits = [], {}
   for (split, n), rate in zip(SPLITS.items(), rates):
     grades = rng.random(n) < rate
-    for number, right in enumerate(grades):
-      rows.append(dict(split=split, id=f'{split}{number:04d}', question=f'Maya has {number + 3} boxes with {number % 7 + 2} <pens> & gives 4 away. How many '
-                       'pens does Maya have in the end?', gold='#### 14', texts=[text(number, right)], grades=[float(right)]))
+    for i, right in enumerate(grades):
+      question = f'Maya has {i + 3} boxes with {i % 7 + 2} <pens> & gives 4 away. How many pens does Maya have in the end?'
+      rows.append(dict(split=split, id=f'{split}{i:04d}', question=question, gold='#### 14', texts=[text(i, right)], grades=[float(right)]))
     p = float(grades.mean())
     half = 1.96 * math.sqrt(p * (1 - p) / n)
-    splits[split] = dict(n=n, accuracy=p, low=max(0, p - half), high=min(1, p + half), pass_at={'1': dict(value=p, low=max(0, p - half), high=p + half)})
-  _done(workdir, name, dict(kind='evaluate', title=title, role='student', calculator=False, temperature=0.0, samples=1, splits=splits, examples=[
-      dict(question=r['question'], answer=r['gold'], prediction=r['texts'][0], right=bool(r['grades'][0])) for r in rows[:3]]), 9.4)
+    low, high = max(0, p - half), min(1, p + half)
+    splits[split] = dict(n=n, accuracy=p, low=low, high=high, pass_at={'1': dict(value=p, low=low, high=high)})
+  examples = [dict(question=r['question'], answer=r['gold'], prediction=r['texts'][0], right=bool(r['grades'][0])) for r in rows[:3]]
+  _done(workdir, name, dict(kind='evaluate', title=title, role='student', calculator=False, temperature=0.0, samples=1, splits=splits,
+                            examples=examples), 9.4)
   (workdir / name / 'predictions.jsonl').write_text('\n'.join(map(json.dumps, rows)), encoding='utf-8')
+
+
+def _trained(workdir, name, title, scale, rng):
+  _done(workdir, name, dict(
+      kind='train', title=title, steps=600, parameters=1_200_000, trained_parameters=1_200_000, tokens_per_second=15321.0, seconds=143.0,
+      feed_share=0.004, final={'loss': 0.31 * scale}, best=dict(step=500, metric='accuracy', value=0.52) if scale == 1 else None,
+      stopped_early=None), 150)
+  with open(workdir / name / 'metrics.jsonl', 'w', encoding='utf-8') as file:
+    for step in range(10, 610, 10):
+      loss = scale * (0.3 + 3 * math.exp(-step / 90)) * (1 + 0.08 * float(rng.normal()))
+      file.write(json.dumps({'step': step, 'loss': loss, 'lr/student': 1e-3}) + '\n')
+      if step % 100 == 0:
+        accuracy = 0.6 / scale * (1 - math.exp(-step / 200))
+        file.write(json.dumps({'step': step, 'validate/accuracy': accuracy, 'validate/loss': scale * 0.4}) + '\n')
+    file.write('{"step": 610, "lo')
+
+
+def _worked(i, right):
+  boxes, pens = i + 3, i % 7 + 2
+  return f'He has {boxes} * {pens} = <<{boxes}*{pens}={boxes * pens}>> pens.\nThen 4 are given away.\n#### {14 if right else 15}'
 
 
 def make(workdir: pathlib.Path):
   """A workdir as a finished run leaves it, with invented figures."""
   rng = np.random.default_rng(0)
-  steps = lambda n, right: f'He has {n + 3} * {n % 7 + 2} = <<{n + 3}*{n % 7 + 2}={(n + 3) * (n % 7 + 2)}>> pens.\nThen 4 are given away.\n#### {14 if right else 15}'
-  _done(workdir, 'generate', dict(kind='generate', questions=1500, samples=4, texts=6000, tokens=423456, seconds=88.0, tokens_per_second=4812.0,
-                                  teacher='bundled:teacher', overlap=dict(count=3, of=6000, n=8, examples=['a <b> c d e f g h']),
-                                  notes=['This is generated data and a small bundled teacher: figures say nothing about GSM8K itself.']), 88)
-  _done(workdir, 'grade', dict(kind='grade', texts=6000, kept=4321, questions=1500, questions_kept=1402,
-                               reasons={'wrong answer': 1203, 'no answer': 44, 'duplicate': 380, 'over the cap': 52}, examples=[
-                                   dict(question='How many <b>?', completion='x <script>alert(1)</script>', reason='wrong answer')]), 2.1)
+  overlap = dict(count=3, of=6000, n=13, count_of_30_words=1, examples=[dict(text='a <b> c', shared='a b c')], held_out='test')
+  _done(workdir, 'generate', dict(
+      kind='generate', questions=1500, samples=4, texts=6000, tokens=423456, seconds=88.0, tokens_per_second=4812.0,
+      teacher='bundled:teacher', overlap=overlap, unfinished=31,
+      notes=['This is generated data and a small bundled teacher: figures say nothing about GSM8K itself.']), 88)
+  _done(workdir, 'grade', dict(
+      kind='grade', texts=6000, kept=4321, questions=1500, questions_kept=1402,
+      reasons={'wrong answer': 1203, 'no answer': 44, 'repeated': 380, 'over the cap': 52},
+      examples=[dict(question='How many <b>?', completion='x <script>alert(1)</script>', reason='wrong answer')]), 2.1)
   _done(workdir, 'label', dict(kind='label', rows=4321, tokens=300123, k=16, kept_mass=0.9987, seconds=21.0, bytes=33_000_000), 21)
-  for name, title, scale in (('train_kd', 'CoT + KD', 1.0), ('train_answers', 'Answers only', 1.6)):
-    _done(workdir, name, dict(kind='train', title=title, steps=600, parameters=1_200_000, trained_parameters=1_200_000, tokens_per_second=15321.0, seconds=143.0,
-                              feed_share=0.004, final={'loss': 0.31 * scale}, best=dict(step=500, metric='accuracy', value=0.52) if scale == 1 else None,
-                              stopped_early=False), 150)
-    with open(workdir / name / 'metrics.jsonl', 'w', encoding='utf-8') as file:
-      for step in range(10, 610, 10):
-        row = {'step': step, 'loss': scale * (0.3 + 3 * math.exp(-step / 90)) * (1 + 0.08 * float(rng.normal())), 'lr/student': 1e-3}
-        file.write(json.dumps(row) + '\n')
-        if step % 100 == 0:
-          file.write(json.dumps({'step': step, 'validate/accuracy': 0.6 / scale * (1 - math.exp(-step / 200)), 'validate/loss': scale * 0.4}) + '\n')
-      file.write('{"step": 610, "lo')
-  _evaluated(workdir, 'eval_teacher', 'Teacher', (0.84, 0.7, 0.55), rng, steps)
-  _evaluated(workdir, 'eval_base', 'Student, untrained', (0.01, 0.0, 0.0), rng, lambda n, right: '')
-  _evaluated(workdir, 'eval_answers', 'Answers only', (0.14, 0.06, 0.07), rng, lambda n, right: f'#### {14 if right else 15}')
-  _evaluated(workdir, 'eval_kd', 'CoT + KD', (0.56, 0.4, 0.22), rng, steps)
-  _done(workdir, 'export', dict(kind='export', directory='/x/runs/gsm8k/export/student', proved=True, max_logit_difference=3.4e-6, same_greedy=True,
-                                bytes=4_800_000, notes=[]), 6.2)
-  marks.write_json(workdir / 'run.json', dict(command="python -m distill_jax.main --config=configs/gsm8k.py", versions={'python': '3.11.7', 'jax': '0.10.2'},
-                                              devices='1 x cpu', host='Linux x86_64, 2 cores'))
+  _trained(workdir, 'train_kd', 'CoT + KD', 1.0, rng)
+  _trained(workdir, 'train_answers', 'Answers only', 1.6, rng)
+  _evaluated(workdir, 'eval_teacher', 'Teacher', (0.84, 0.7, 0.55), rng, _worked)
+  _evaluated(workdir, 'eval_base', 'Student, untrained', (0.01, 0.0, 0.0), rng, lambda i, right: '')
+  _evaluated(workdir, 'eval_answers', 'Answers only', (0.14, 0.06, 0.07), rng, lambda i, right: f'#### {14 if right else 15}')
+  _evaluated(workdir, 'eval_kd', 'CoT + KD', (0.56, 0.4, 0.22), rng, _worked)
+  _done(workdir, 'export', dict(kind='export', directory='/x/runs/gsm8k/export/student', proved=True, max_logit_difference=3.4e-6,
+                                same_greedy=True, bytes=4_800_000, notes=[]), 6.2)
+  marks.write_json(workdir / 'run.json', dict(
+      command='python -m distill_jax.main --config=configs/gsm8k.py', versions={'python': '3.11.7', 'jax': '0.10.2'}, devices='1 x cpu',
+      host='Linux x86_64, 2 cores'))
 
 
 @pytest.fixture(scope='module')
@@ -118,9 +134,10 @@ def test_a_page_that_stands_alone(workdir):
   text = ' '.join(parsed.words)
   assert '<script>alert(1)</script>' in text, 'shown as text'
   assert '2 <pens> & gives' in text
-  for words in ('Results', 'Side by side', 'Learning curves', 'Training', 'What the teacher wrote', 'What was kept of it', 'Teacher labels', 'Export',
-                'Sample predictions', 'Time', 'How this was made', 'small bundled teacher', 'Kept 4,321 of 6,000', '3 of 6,000 texts share 8 words',
-                'mass in the top k', '99.87 %', '3.4e-06', 'CoT + KD beside Answers only, on test', 'sign test', 'python -m distill_jax.main'):
+  for words in ('Results', 'Side by side', 'Learning curves', 'Training', 'What the teacher wrote', 'What was kept of it', 'Teacher labels',
+                'Export', 'Sample predictions', 'Time', 'How this was made', 'small bundled teacher', 'Kept 4,321 of 6,000',
+                '3 of 6,000 texts share a run of 13 words with one, 1 a run of 30', 'mass in the top k',
+                '99.87 %', '3.4e-06', 'CoT + KD beside Answers only, on test', 'sign test', 'python -m distill_jax.main'):
     assert words in text, words
   assert not list(workdir.glob('.report*'))
 
@@ -158,7 +175,8 @@ def test_titles_with_dollars_and_tags_pass_through(tmp_path):
 
 
 def test_pass_at_k_is_shown_for_several_samples(tmp_path):
-  figures = dict(n=4, accuracy=0.5, low=0.1, high=0.9, pass_at={'1': dict(value=0.5, low=0.1, high=0.9), '4': dict(value=0.75, low=0.3, high=0.95)})
+  passed = {'1': dict(value=0.5, low=0.1, high=0.9), '4': dict(value=0.75, low=0.3, high=0.95)}
+  figures = dict(n=4, accuracy=0.5, low=0.1, high=0.9, pass_at=passed)
   _done(tmp_path, 'eval_kd', dict(kind='evaluate', title='KD', samples=8, temperature=0.7, splits=dict(test=figures)))
   text = report.write(tmp_path, RECIPE).read_text(encoding='utf-8')
   assert 'pass@k' in text and '75.0 <span class="soft">[30.0, 95.0]' in text

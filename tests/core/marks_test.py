@@ -116,7 +116,8 @@ def test_json_is_written_whole_or_not_at_all(tmp_path):
 
 
 def test_lock_names_the_process_that_holds_it(tmp_path):
-  code = f'import pathlib, sys\nfrom distill_jax.core import marks\nwith marks.lock(pathlib.Path({str(tmp_path)!r})):\n  print("held", flush=True)\n  sys.stdin.read()\n'
+  code = (f'import pathlib, sys\nfrom distill_jax.core import marks\nwith marks.lock(pathlib.Path({str(tmp_path)!r})):\n'
+          '  print("held", flush=True)\n  sys.stdin.read()\n')
   with subprocess.Popen([sys.executable, '-c', code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
     assert other.stdout.readline() == 'held\n'
     with pytest.raises(RuntimeError, match=f'process {other.pid};'):

@@ -1,0 +1,97 @@
+"""One run of a recipe in a workdir: the lock, the compilation cache, what is written down, the steps in order, table and report."""
+import importlib.metadata
+import os
+import pathlib
+import platform
+import shlex
+import sys
+import zlib
+from typing import Any, Mapping
+
+from distill_jax import pipeline
+from distill_jax import report
+from distill_jax import tables
+from distill_jax.core import marks
+from distill_jax.train.log import Log, duration
+
+ZSTD = b'\x28\xb5\x2f\xfd'     # how a zstandard file begins; JAX compresses with it where it is installed, else with zlib
+
+
+def _cache_compilations(directory: pathlib.Path):
+  """Turns on JAX's persistent compilation cache. The newest entry is dropped where a kill has cut it short."""
+  if 'JAX_COMPILATION_CACHE_DIR' in os.environ:
+    return
+  import jax
+  directory.mkdir(parents=True, exist_ok=True)
+  newest = max(directory.glob('*-cache'), key=lambda path: path.stat().st_mtime_ns, default=None)
+  if newest is not None and not (data := newest.read_bytes()).startswith(ZSTD):
+    try:
+      zlib.decompress(data)
+    except zlib.error:
+      newest.unlink()
+  jax.config.update('jax_compilation_cache_dir', str(directory))
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+
+
+def _version(package: str) -> str:
+  try:
+    return importlib.metadata.version(package)
+  except importlib.metadata.PackageNotFoundError:
+    return '(not installed)'
+
+
+def _write_down(workdir: pathlib.Path, recipe: Mapping[str, Any]):
+  """config.json, the recipe as it runs; run.json, by what command and on what."""
+  import jax
+  names = ('distill_jax', 'jax', 'flax', 'optax', 'numpy', 'transformers', 'datasets', 'pyarrow')
+  devices = [device.device_kind for device in jax.devices()]
+  marks.write_json(workdir / 'config.json', recipe)
+  marks.write_json(workdir / 'run.json', {
+      'command': shlex.join(['python', '-m', 'distill_jax.main', *sys.argv[1:]]),
+      'versions': {'python': platform.python_version(), **{name: _version(name) for name in names}},
+      'devices': f'{len(devices)} x {devices[0]}', 'host': f'{platform.system()} {platform.machine()}, {os.cpu_count()} cores'})
+
+
+def run(recipe: Mapping[str, Any], steps: Mapping[str, pipeline.Step], workdir: pathlib.Path, sources: pipeline.Sources, *,
+        only: str | None = None, cache: pathlib.Path | None = None):
+  """Runs the planned steps that are not done, prints the results, writes report.html. Stops before anything runs where settings differ."""
+  chosen = pipeline.choose(steps, recipe, only)
+  workdir.mkdir(parents=True, exist_ok=True)
+  with marks.lock(workdir):
+    pipeline.stop_on_differences(list(steps.values()) if only is None else chosen, workdir)
+    _cache_compilations((cache or workdir / '.cache' / 'jax').absolute())
+    _write_down(workdir, recipe)
+    main_log = Log(file=workdir / 'log.txt')
+    make = lambda name, out: Log(out, name=name, file=workdir / 'log.txt')
+    try:
+      for step in chosen:
+        if pipeline.state(step)[0] == 'done':
+          seconds = marks.read_json(step.out / 'DONE')['seconds']
+          main_log.say(f'{step.name}: done before, in {duration(seconds)}')
+          continue
+        main_log.say(f'{step.name}: {pipeline.state(step)[0].replace("to do", "begins").replace("started", "continues")}')
+        done = pipeline.run_step(step, sources, log=make)
+        main_log.say(f'{step.name}: done in {duration(done["seconds"])}')
+        for note in done['summary'].get('notes', ()):
+          main_log.say(f'{step.name}: note: {note}')
+      if (table := tables.accuracies(workdir, recipe)) is not None:
+        tables.show(table)
+      main_log.say(f'report: {report.write(workdir, recipe)}')
+    finally:
+      main_log.close()
+
+
+def commit(repository: str, kind: str, revision: str | None) -> str:
+  """The commit a hub id stands for now: asked of the hub, else of its local cache. Raises ValueError that says what to pass instead."""
+  from huggingface_hub import HfApi, constants
+  try:
+    if constants.HF_HUB_OFFLINE:
+      raise OSError('HF_HUB_OFFLINE is set')
+    return HfApi().repo_info(repository, repo_type=kind, revision=revision, timeout=10).sha
+  except Exception as error:      # the client raises many kinds; all mean that the hub gave no answer
+    folder = pathlib.Path(constants.HF_HUB_CACHE) / f'{kind}s--{repository.replace("/", "--")}' / 'refs' / (revision or 'main')
+    if folder.is_file():
+      return folder.read_text(encoding='utf-8').strip()
+    reason = f'{type(error).__name__}: {str(error).splitlines()[0][:160] if str(error) else ""}'
+    raise ValueError(f'{repository!r} is no local path, is not in the local hub cache, and the hub cannot be asked ({reason}). '
+                     f'Pass a local directory that holds the {kind} instead') from None
