@@ -89,6 +89,9 @@ def main(argv) -> int:
     return 2
   if not any(arg.lstrip('-').partition('=')[0] in ('verbosity', 'v') for arg in sys.argv):
     logging.set_verbosity(logging.WARNING)       # orbax says a page at every checkpoint
+  if sum(map(bool, (_LIST.value, _DRY_RUN.value, _ONLY.value, _SEEDS.value))) > 1:
+    print('give one of --list, --dry-run, --only, --seeds', file=sys.stderr)
+    return 2
   steps = {}
   try:
     recipe = _CONFIG.value.to_dict()
