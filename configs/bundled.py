@@ -10,10 +10,10 @@ from ml_collections import ConfigDict
 SIZES = {
     '': dict(
         teacher=dict(width=128, layers=6, heads=2, mlp_width=384), student=dict(width=96, layers=4, heads=2, mlp_width=256),
-        train=60000, steps=5000, batch=8, read=800, save=250, log=50, every=500, dev=200),
+        train=60000, steps=3000, decay=5000, batch=8, read=800, save=250, log=50, every=500, dev=200),
     'tiny': dict(
         teacher=dict(width=16, layers=2, heads=2, mlp_width=32), student=dict(width=16, layers=1, heads=2, mlp_width=32),
-        train=64, steps=8, batch=8, read=4, save=4, log=1, every=4, dev=8),
+        train=64, steps=8, decay=8, batch=8, read=4, save=4, log=1, every=4, dev=8),
 }
 
 
@@ -36,11 +36,11 @@ def get_config(size: str = '') -> ConfigDict:
       teacher=dict(
           stage='train', title='teacher', roles=dict(student='new_teacher'), task='problems', target='gold', method=dict(method='sft'),
           steps=s['steps'], batch=s['batch'], length=256, how=how,
-          optim=dict(lr=2e-3, warmup=100, decay='cosine', final=0.02, weight_decay=0.05, b2=0.98),
+          optim=dict(lr=2e-3, warmup=100, decay='cosine', decay_steps=s['decay'], final=0.02, weight_decay=0.05, b2=0.98),
           validate=dict(every=s['every'], metric='accuracy', split='dev', count=s['dev'], max_new_tokens=160, batch=s['dev'])),
       student=dict(
           stage='train', title='student base', roles=dict(student='new_student'), task='problems', target='prompt', method=dict(method='sft'),
-          steps=s['read'], batch=s['batch'], length=256, how=how, optim=dict(lr=2e-3, warmup=50, decay='cosine', final=0.05, weight_decay=0.05, b2=0.98)),
+          steps=s['read'], batch=s['batch'], length=256, how=how, optim=dict(lr=3e-3, warmup=50, decay='cosine', final=0.05, weight_decay=0.05, b2=0.98)),
       export_teacher=dict(
           stage='export', roles=dict(teacher='teacher'), task='problems', dtype='bfloat16',
           card='It writes worked solutions of generated grade-school problems, and makes mistakes.'),

@@ -30,7 +30,8 @@ def generate(out, inputs, *, seed, how, log, task, roles=None, split='train', co
   if recorded is not None:
     facts = _enter(out, task, examples, recorded, part, log)
   else:
-    facts = _write(out, task, examples, load_role(roles['teacher'], seed=seed), part=part, how=how, log=log, seed=seed, settings=dict(
+    named = roles['teacher'].get('load', 'a fresh model')
+    facts = _write(out, task, examples, load_role(roles['teacher'], seed=seed), named=named, part=part, how=how, log=log, seed=seed, settings=dict(
         samples=samples, temperature=temperature, top_p=top_p, top_k=top_k, max_new_tokens=max_new_tokens, stop=tuple(stop),
         writer=task.writer if calculator else None))
   texts = records.read(out)
@@ -48,7 +49,7 @@ def _overlap(texts, tested, held_out):
   return dict(held_out=held_out, count=short['count'], of=short['total'], n=13, examples=short['examples'], count_of_30_words=long['count'])
 
 
-def _write(out, task, examples, role, *, part, how, log, seed, settings):
+def _write(out, task, examples, role, *, named, part, how, log, seed, settings):
   mesh = mesh_lib.make_mesh(how.get('mesh'))
   params = jax.device_put(role.params, mesh_lib.replicated(mesh))
   count = max(-(-len(examples) // part), 1)
@@ -70,7 +71,7 @@ def _write(out, task, examples, role, *, part, how, log, seed, settings):
     shards.write_part(out, index, count, records.columns(rows))
   log.progress(total, total, unit='texts')
   shards.finish(out, count=count, fingerprints={'teacher': role.fingerprint, 'tokenizer': role.text.fingerprint}, kind='texts')
-  return dict(teacher=role.fingerprint, cut_prompts=cut)
+  return dict(teacher=f'{named} (fingerprint {role.fingerprint})', cut_prompts=cut)
 
 
 def _enter(out, task, examples, recorded, part, log):
