@@ -9,8 +9,8 @@ What holds for every function of this file:
   truly infinite (mass on an id that the other side forbids) the value is +inf; the gradient stays finite: it is that of the terms both
   sides can reach. NaN logits give NaN: they are not hidden here (`losses.tokens.per_token` cleans what stands under weight 0).
 * A row that is -inf everywhere has no distribution and counts 0.
-* Sums have the form  sum p (log p - log q) - p + q,  which equals KL for normalised p and q, is >= 0 term by term, and whose value and
-  gradient vanish exactly (not to 1e-8, which Adam would blow up) where p and q are bitwise equal.
+* Sums have the form  sum p (log p - log q) - p + q,  which equals KL for normalised p and q and is >= 0 term by term; where p and q are
+  equal its value is 0 and its gradient cancels within each entry, to one rounding of p.
 * Gradients flow to both arguments; whoever wants a frozen teacher stops its gradient.
 """
 import jax
