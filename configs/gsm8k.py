@@ -15,8 +15,8 @@ from ml_collections import ConfigDict
 
 HELD_OUT = ('test', 'test_range', 'test_family')
 LAPTOP = dict(
-    counts=dict(train=3000), task_seed=1, splits=HELD_OUT, teacher='bundled:teacher', base='bundled:student', samples=3, temperature=0.7,
-    max_new_tokens=128, length=256, k=16, steps=1000, batch=8, lr=3e-3, warmup=50, generate_batch=256, evaluate_batch=100, save=200, log=10,
+    counts=dict(train=2500), task_seed=1, splits=HELD_OUT, teacher='bundled:teacher', base='bundled:student', samples=2, temperature=0.7,
+    max_new_tokens=112, length=256, k=16, steps=1000, batch=8, lr=3e-3, warmup=50, generate_batch=256, evaluate_batch=100, save=200, log=10,
     validate=None, part=500)
 SIZES = {
     '': LAPTOP,
