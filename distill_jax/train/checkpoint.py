@@ -1,4 +1,6 @@
 """Checkpoints of a training run: orbax, asynchronous, with the few host-side facts a resumed run needs."""
+import contextlib
+import errno
 import pathlib
 from typing import Any
 
@@ -21,7 +23,8 @@ class Checkpoints:
 
   def save(self, step: int, state: State, facts: dict[str, Any]) -> None:
     """Starts writing; returns when the device arrays are copied."""
-    self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state._asdict()), facts=ocp.args.JsonSave(facts)))
+    with self._room():
+      self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state._asdict()), facts=ocp.args.JsonSave(dict(facts))))
 
   def restore(self, step: int, like: State) -> tuple[State, dict[str, Any]]:
     """The state of `step`, with the shapes, dtypes and shardings of `like`."""
@@ -35,9 +38,22 @@ class Checkpoints:
 
   def wait(self) -> None:
     """Until everything begun is on disk."""
-    self._manager.wait_until_finished()
+    with self._room():
+      self._manager.wait_until_finished()
 
   def close(self) -> None:
     """Waits and closes."""
-    self._manager.wait_until_finished()
+    self.wait()
     self._manager.close()
+
+  @contextlib.contextmanager
+  def _room(self):
+    """A full disk, which orbax may say late and in several ways, as one OSError; the checkpoints before stay."""
+    try:
+      yield
+    except Exception as error:
+      if 'No space left on device' not in str(error):
+        raise
+      directory = self._manager.directory
+      raise OSError(errno.ENOSPC, f'no room for a checkpoint in {directory} (finished there: {list(self._manager.all_steps()) or "none"}). '
+                    'Free some space, then run the same command again') from error
