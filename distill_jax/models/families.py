@@ -86,26 +86,32 @@ def _llama_in(hf: Config) -> dict:
       mlp_bias=hf.get('mlp_bias', False), tied=hf.get('tie_word_embeddings', False))
 
 
-def _llama_out(config: Config) -> dict:
+def _plain_out(config: Config) -> dict:
+  """What Llama and Qwen2 write alike."""
   return dict(
       vocab_size=config['vocab_size'], hidden_size=config['width'], num_hidden_layers=config['layers'],
-      num_attention_heads=config['heads'], num_key_value_heads=config['kv_heads'], head_dim=config['head_dim'],
-      intermediate_size=config['mlp_width'], rms_norm_eps=config['norm_eps'], max_position_embeddings=config['max_length'],
+      num_attention_heads=config['heads'], num_key_value_heads=config['kv_heads'], intermediate_size=config['mlp_width'],
+      rms_norm_eps=config['norm_eps'], max_position_embeddings=config['max_length'],
       rope_parameters=dict(rope_type='default', rope_theta=config['rope_theta']), hidden_act=_act_out(config['activation']),
-      attention_bias=config['attention_bias'], mlp_bias=config['mlp_bias'], tie_word_embeddings=config['tied'])
+      tie_word_embeddings=config['tied'])
+
+
+def _llama_out(config: Config) -> dict:
+  if config['attention_bias'] == 'qkv':
+    raise ValueError("Llama has no attention_bias='qkv' beside mlp_bias=True: take True or False, or mlp_bias=False (Qwen2)")
+  return dict(_plain_out(config), head_dim=config['head_dim'], attention_bias=config['attention_bias'], mlp_bias=config['mlp_bias'])
 
 
 def _qwen2_in(hf: Config) -> dict:
   if hf.get('use_sliding_window'):
     raise ValueError('Qwen2: config.json says use_sliding_window=true; only full attention can be read')
-  return {**_llama_in({'rms_norm_eps': 1e-6, **hf}), 'attention_bias': 'qkv'}
+  return {**_llama_in(hf), 'attention_bias': 'qkv', 'mlp_bias': False}
 
 
 def _qwen2_out(config: Config) -> dict:
   if config['head_dim'] * config['heads'] != config['width']:
     raise ValueError(f'Qwen2 has no head_dim={config["head_dim"]} beside width={config["width"]}: leave it out of the config')
-  left_out = ('head_dim', 'attention_bias', 'mlp_bias')
-  return {**{key: value for key, value in _llama_out(config).items() if key not in left_out}, 'use_sliding_window': False}
+  return dict(_plain_out(config), use_sliding_window=False)
 
 
 def _kernel_and_bias(ours: str, theirs: str, **how) -> tuple[Row, Row]:
@@ -123,7 +129,8 @@ GPT2 = Family(
         Row('embed/tokens', 'transformer.wte.weight'), Row('embed/positions', 'transformer.wpe.weight'),
         *_norm('norm', 'transformer.ln_f'), Row('head/kernel', 'lm_head.weight', turned=True),
         *_norm('attention_norm', 'transformer.h.{}.ln_1'), *_norm('mlp_norm', 'transformer.h.{}.ln_2'),
-        *(row for part, name in enumerate('qkv') for row in _kernel_and_bias(f'attention/{name}', 'transformer.h.{}.attn.c_attn', part=part)),
+        *(row for part, name in enumerate('qkv')
+          for row in _kernel_and_bias(f'attention/{name}', 'transformer.h.{}.attn.c_attn', part=part)),
         *_kernel_and_bias('attention/o', 'transformer.h.{}.attn.c_proj'),
         *_kernel_and_bias('mlp/up', 'transformer.h.{}.mlp.c_fc'), *_kernel_and_bias('mlp/down', 'transformer.h.{}.mlp.c_proj'),
     ), 'transformer.', (r'.*\.attn\.(masked_)?bias',))
@@ -136,7 +143,8 @@ LLAMA = Family(
         Row('attention_norm/scale', 'model.layers.{}.input_layernorm.weight'),
         Row('mlp_norm/scale', 'model.layers.{}.post_attention_layernorm.weight'),
         *(row for name in 'qkvo' for row in _kernel_and_bias(f'attention/{name}', f'model.layers.{{}}.self_attn.{name}_proj', turned=True)),
-        *(row for name in ('gate', 'up', 'down') for row in _kernel_and_bias(f'mlp/{name}', f'model.layers.{{}}.mlp.{name}_proj', turned=True)),
+        *(row for name in ('gate', 'up', 'down')
+          for row in _kernel_and_bias(f'mlp/{name}', f'model.layers.{{}}.mlp.{name}_proj', turned=True)),
     ), 'model.', (r'.*\.rotary_emb\.inv_freq',))
 
 QWEN2 = LLAMA._replace(

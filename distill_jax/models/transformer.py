@@ -53,7 +53,8 @@ def transformer(
   """A decoder. Llama shapes are the defaults; GPT-2: norm='layer', positions='learned', activation='gelu_tanh', gated=False, biases.
 
   norm: 'rms' | 'layer'. positions: 'rope' | 'learned'. activation: 'silu' | 'gelu_tanh' | 'gelu'. attention_bias: True
-  (q, k, v and o), 'qkv' or False. tied: the head is the embedding transposed. dtype: of matrix products; parameters, norms and softmaxes are float32.
+  (q, k, v and o), 'qkv' or False. tied: the head is the embedding transposed. dtype: of matrix products; parameters, norms and
+  softmaxes are float32.
   remat: 'none' | 'full' | 'dots' (matrix products kept). pattern: 'global' | 'local' layers in turn, local ones see `window`
   tokens back, their own included. max_length: longest text in tokens; learned positions past it repeat the last one.
   init: of fresh kernels, 'normal' (0.02) | 'fan_in' (1 / sqrt(inputs), which learns faster at small widths).
@@ -62,15 +63,18 @@ def transformer(
   ValueError: keywords that contradict each other.
   """
   config = dict(
-      vocab_size=vocab_size, width=width, layers=layers, heads=heads, kv_heads=kv_heads or heads, head_dim=head_dim or width // heads,
-      mlp_width=mlp_width, norm=norm, norm_eps=float(norm_eps), positions=positions, max_length=max_length,
-      rope_theta=float(rope_theta), activation=activation, gated=gated, attention_bias=attention_bias, mlp_bias=mlp_bias,
-      tied=tied, dropout=float(dropout), dtype=jnp.dtype(dtype).name, remat=remat, pattern=tuple(pattern), window=window, init=init)
+      vocab_size=vocab_size, width=width, layers=layers, heads=heads, kv_heads=kv_heads or heads,
+      head_dim=head_dim or width // max(heads, 1), mlp_width=mlp_width, norm=norm, norm_eps=float(norm_eps), positions=positions,
+      max_length=max_length, rope_theta=float(rope_theta), activation=activation, gated=gated, attention_bias=attention_bias,
+      mlp_bias=mlp_bias, tied=tied, dropout=float(dropout), dtype=jnp.dtype(dtype).name, remat=remat, pattern=tuple(pattern),
+      window=window, init=init)
   return _build(FrozenDict(config))
 
 
 def _check(config: Mapping[str, Any]) -> None:
-  choices = dict(norm=parts.NORMS, init=parts.INITS, attention_bias=(True, False, 'qkv'), positions=('rope', 'learned'), activation=tuple(parts.ACTIVATIONS), remat=tuple(REMAT))
+  choices = dict(
+      norm=parts.NORMS, init=parts.INITS, attention_bias=(True, False, 'qkv'), positions=('rope', 'learned'),
+      activation=tuple(parts.ACTIVATIONS), remat=tuple(REMAT))
   for name, allowed in choices.items():
     if config[name] not in allowed:
       raise ValueError(f'transformer: {name}={config[name]!r}; choose one of {", ".join(map(str, allowed))}')
@@ -132,13 +136,17 @@ def _init(config: Mapping[str, Any], key: Array) -> dict:
   if rest:
     params['rest'] = {str(i): block(keys[repeats * places + i]) for i in range(rest)}
   if not config['tied']:
-    params['head'] = dict(kernel=parts.spread(config, config['width']) * jax.random.normal(head_key, (config['width'], config['vocab_size']), jnp.float32))
+    shape = config['width'], config['vocab_size']
+    params['head'] = dict(kernel=parts.spread(config, config['width']) * jax.random.normal(head_key, shape, jnp.float32))
   return params
 
 
 def _cache(config: Mapping[str, Any], rows: int, length: int, dtype=None) -> dict:
-  """An empty decoding cache of `length` slots a row, the same slots for all rows: prompts are left padded."""
-  shape = (config['layers'], rows, length, config['kv_heads'], config['head_dim'])
+  """An empty decoding cache of `length` slots a row, the same slots for all rows: prompts are left padded.
+
+  k, v [layers, rows, kv_heads, length, head_dim]; segments int32 [rows, length], 0 where nothing stands; index int32 [], the next slot.
+  """
+  shape = (config['layers'], rows, config['kv_heads'], length, config['head_dim'])
   dtype = dtype or config['dtype']
   return dict(
       k=jnp.zeros(shape, dtype), v=jnp.zeros(shape, dtype), segments=jnp.zeros((rows, length), jnp.int32), index=jnp.zeros((), jnp.int32))
@@ -232,9 +240,9 @@ def _layers(config, params, x, masks, turn, key_B, cache, keep):
 
 
 def _store(kv, number, index, k, v):
-  """Writes this call's keys and values [B, T, K, C] of layer `number` into the cache, in place -> (all keys, all values, cache)."""
+  """Writes this call's keys and values [B, K, T, C] of layer `number` into the cache, in place -> (all keys, all values, cache)."""
   if kv is None:
     return k, v, None
-  at = (number, 0, index, 0, 0)
+  at = (number, 0, 0, index, 0)
   kv = tuple(jax.lax.dynamic_update_slice(held, new[None].astype(held.dtype), at) for held, new in zip(kv, (k, v)))
   return *(jax.lax.dynamic_index_in_dim(held, number, keepdims=False).astype(k.dtype) for held in kv), kv

@@ -81,7 +81,7 @@ def write_hf(
     _save(temporary / 'model.safetensors', tensors, {'format': 'pt'})
     _save_json(temporary / 'generation_config.json', tokens)
     _save_json(temporary / 'config.json', dict(
-        family.config_out(config), architectures=[family.architecture], model_type=family.model_type, dtype=dtype, use_cache=True, **tokens))
+        family.config_out(config), architectures=[family.architecture], model_type=family.model_type, dtype=dtype, **tokens))
 
   _replace(pathlib.Path(directory), fill, marker='config.json')
 
@@ -212,7 +212,7 @@ def _check_names(where: str, found, wanted, skipped=()) -> None:
     raise ValueError(f'{where}: {len(missing)} weights are missing, first {missing[0]!r}; the file does not belong to this config')
   extra = sorted(name for name in set(found) - set(wanted) if not tree.matches(name, skipped))
   if extra:
-    raise ValueError(f'{where}: {len(extra)} weights that the model does not have, first {extra[0]!r}; the config does not belong to this file')
+    raise ValueError(f'{where}: {len(extra)} weights too many, first {extra[0]!r}; the file does not belong to this config')
 
 
 def _check(where: str, found: Mapping[str, tuple[int, ...]], shapes: Mapping[str, tuple[int, ...]]) -> None:
