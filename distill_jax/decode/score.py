@@ -2,10 +2,13 @@
 
 Shape suffixes: B rows, L tokens of a row, K kept entries.
 """
+import functools
 from typing import Any, Mapping
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.custom_partitioning import custom_partitioning
+from jax.sharding import NamedSharding, PartitionSpec
 
 from distill_jax.core.types import Model
 from distill_jax.losses import tokens
@@ -33,10 +36,28 @@ def top_k(model: Model, params, batch: Mapping[str, Any], *, k: int, temperature
   logits = out['head'].logits(hidden) / temperature
   if not 0 < k <= logits.shape[-1]:
     raise ValueError(f'top_k: k={k} must lie in 1..{logits.shape[-1]}, the size of the vocabulary')
-  values, ids = jax.lax.top_k(logits, k)
+  values, ids = _top_k(logits, k)
   logps = values - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
   real = real_BL[:, :, None] > 0
   return jnp.where(real, ids, -1).astype(jnp.int32), jnp.where(real, logps, 0.0)
+
+
+@functools.partial(custom_partitioning, static_argnums=(1,))
+def _top_k(x: Array, k: int) -> tuple[Array, Array]:
+  """jax.lax.top_k where the rows lie. Left alone, the compiler brings the logits of all rows to every device for it."""
+  return tuple(jax.lax.top_k(x, k))
+
+
+def _split(k, mesh, operands, results):
+  """How `_top_k` is cut: every axis as it comes but the last, which is whole."""
+  x = operands[0]
+  spec = tuple(x.sharding.spec) + (None,) * len(x.shape)
+  whole = NamedSharding(x.sharding.mesh, PartitionSpec(*spec[:len(x.shape) - 1], None))
+  return mesh, lambda x: tuple(jax.lax.top_k(x, k)), (whole, whole), (whole,)
+
+
+_top_k.def_partition(_split, infer_sharding_from_operands=lambda *given: _split(*given)[2], sharding_rule='... v -> ... k, ... k',
+                     need_replication_factors=('v',))
 
 
 def _real(batch: Mapping[str, Any]) -> Array:

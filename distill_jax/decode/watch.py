@@ -57,14 +57,13 @@ class Watch:
   def _spell(self, wanted: str) -> list[int]:
     """Ids that add exactly `wanted` to this text. Some tokenizers put a space before a text that is encoded alone."""
     text = self.pieces.text
-    ids = text.encode(wanted)
-    if self.text:
-      begun, whole = text.encode(self.text[-1:]), text.encode(self.text[-1:] + wanted)
-      options = [whole[len(begun):]] if whole[:len(begun)] == begun else []
-      for option in (*options, ids):
-        if text.decode(self.tokens + list(option)) == self.text + wanted:
-          return list(option)
-    return list(ids)
+    alone, last = text.encode(wanted), self.text[-1:]
+    begun, whole = text.encode(last), text.encode(last + wanted)
+    goal = text.decode(self.tokens) + wanted
+    for option in ([whole[len(begun):]] if whole[:len(begun)] == begun else []) + [alone]:
+      if text.decode(self.tokens + list(option)) == goal:
+        return list(option)
+    return list(alone)
 
 
 def cut_at(text: str, stop: Sequence[str]) -> str:
