@@ -146,7 +146,8 @@ def _log_mixture(la: Array, lb: Array, weight_a) -> Array:
 
 
 def _drop_ids(logits: Array, ids: Array) -> Array:
-  """`logits` with FLOOR at the given ids of the last axis; ids outside it drop nothing."""
-  flat = logits.reshape((-1, logits.shape[-1]))
-  rows = jnp.arange(flat.shape[0])[:, None]
-  return flat.at[rows, ids.reshape((flat.shape[0], -1))].set(FLOOR, mode='drop').reshape(logits.shape)
+  """`logits` [..., V] with FLOOR at the given ids [..., K]; ids outside the vocabulary drop nothing."""
+  drop = lambda row, out: row.at[out].set(FLOOR, mode='drop')
+  for _ in range(logits.ndim - 1):      # row by row, not over flat rows: the compiler then sees that rows stay where they lie
+    drop = jax.vmap(drop)
+  return drop(logits, ids)
