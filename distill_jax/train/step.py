@@ -20,6 +20,29 @@ def init_state(method: Method, roles: Mapping[str, Role], params: Mapping[str, A
   return State(jnp.zeros((), jnp.int32), trained, opt, method.memory(params))
 
 
+def start(method: Method, roles: Mapping[str, Role], params: Mapping[str, Any], optimizers: Mapping[str, Any], mesh: Mesh) -> State:
+  """`init_state` on the mesh: moments and copies of weights lie as the weight of the same path and shape does, the rest everywhere."""
+  weights = {path: leaf for role in params.values() for path, leaf in tree.flatten(role).items()}
+  begin = lambda params: init_state(method, roles, params, optimizers)
+
+  def place(path, shape):
+    names = [entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey)]
+    for first in range(len(names)):
+      like = weights.get('/'.join(map(str, names[first:])))
+      if like is not None and like.shape == shape.shape:
+        return like.sharding
+    return mesh_lib.replicated(mesh)
+  return jax.jit(begin, out_shardings=jax.tree_util.tree_map_with_path(place, jax.eval_shape(begin, params)))(params)
+
+
+def compiled(step: Callable, state: State) -> Callable:
+  """`step` under jax.jit: the state is donated and stays where it lies.
+
+  Left to the compiler, it may lie elsewhere after the first step; the next steps would then be another program than a resumed run's.
+  """
+  return jax.jit(step, donate_argnums=0, out_shardings=(jax.tree.map(lambda x: x.sharding, state), None))
+
+
 def cut(batch: Any, microbatches: int, mesh: Mesh | None = None) -> Any:
   """[B, ...] -> [G, B/G, ...]: microbatch g holds rows g, g+G, ..., so that no row leaves its device."""
   def one(x):
@@ -50,7 +73,7 @@ def depends(function: Callable, used: Any, *rest) -> bool:
 
 def make_step(method: Method, roles: Mapping[str, Role], optimizers: Mapping[str, Any], *, microbatches: int = 1,
               mesh: Mesh | None = None) -> Callable:
-  """step(state, frozen, batch, key) -> (state, {name: Mean}), pure, to be jitted with the state donated.
+  """step(state, frozen, batch, key) -> (state, {name: Mean}), pure; see `compiled`.
 
   frozen: params of the roles without an optimiser. key: the run's key; the step folds its number in.
   The gradient is that of sum_n total_n / W_n with W_n the weight of term n in the whole batch; a term of weight 0 counts 0.
