@@ -87,6 +87,7 @@ class Method(NamedTuple):
   after: Callable = _keep_memory
   memory: Callable = _no_memory
   early: bool = True           # False: labels read memory or a trained role; the label stage refuses
+  label_settings: Mapping[str, Any] = {}      # what labels depend on besides models and rows; cached labels made with others are refused
 
 
 class Task(NamedTuple):

@@ -50,8 +50,9 @@ def logit_kd(roles, *, task=None, text=None, alpha: float = 0.5, temperature: fl
     marks = batch['label']
     if k is not None:
       return marks['top_ids'], marks['top_logps']
-    # only the head of this forward pass is used: the compiler drops the rest
-    return ({'hidden': marks['hidden'], 'head': teacher.model.apply(params['teacher'], batch)['head']},)
+    # only head and dtype of this forward pass are used: the compiler drops the rest
+    live = teacher.model.apply(params['teacher'], batch)
+    return ({'hidden': marks['hidden'].astype(live['hidden'].dtype), 'head': live['head']},)
 
   def loss(params, batch, key):
     out = student.model.apply(params['student'], batch, key_B=row_keys(key, batch))
@@ -61,4 +62,5 @@ def logit_kd(roles, *, task=None, text=None, alpha: float = 0.5, temperature: fl
     terms = {'kd': means['divergence'].scale(alpha), 'hard': means['cross_entropy'].scale(1.0 - alpha), **penalty(out)}
     return terms, means, {}
 
-  return Method(loss, None if teacher is None else label)
+  says = dict(k=k) if k is None else dict(k=k, temperature=float(temperature))
+  return Method(loss, None if teacher is None else label, label_settings=says)

@@ -26,6 +26,8 @@ def generate(out, inputs, *, seed, how, log, task, roles=None, split='train', co
     raise ValueError("generate: give either roles=dict(teacher='...') or recorded='FILE'")
   task = records.make_task(task)
   examples = list(task.examples(split))[:count]
+  if not examples:
+    raise ValueError(f'generate: the task has no examples in split {split!r}')
   began = time.perf_counter()
   if recorded is not None:
     facts = _enter(out, task, examples, recorded, part, log)

@@ -5,7 +5,7 @@ from typing import Any, Mapping
 import jax
 import numpy as np
 
-from distill_jax.core import mesh as mesh_lib, tree
+from distill_jax.core import marks, mesh as mesh_lib, tree
 from distill_jax.core.types import Role
 from distill_jax.data import feed, rows as rows_lib, shards
 from distill_jax.methods import METHODS
@@ -63,7 +63,7 @@ def label(out, inputs, *, seed, how, log, roles, method, task=None, split='train
     labels = _label_part(say, params, chosen, length=length, batch=batch, mesh=mesh, dtype=dtype)
     shards.write_part(out, index, parts, {'id': np.stack([e['id'] for e in chosen]), **{k: [e[k] for e in chosen] for k in PLAIN}, **labels})
   log.progress(len(examples), len(examples), unit='examples')
-  made_by = {**fingerprints(loaded, trained), 'method': str(sorted(method.items()))}
+  made_by = {**fingerprints(loaded, trained), 'labels': marks.canonical(made.label_settings), 'method': str(sorted(method.items()))}
   shards.finish(out, count=parts, fingerprints=made_by, kind='labels')
   opened = shards.open_shards(out)
   tokens = sum(len(e['tokens']) for e in examples)

@@ -5,7 +5,7 @@ from typing import Any, Mapping
 import jax
 import numpy as np
 
-from distill_jax.core import keys, mesh as mesh_lib
+from distill_jax.core import keys, marks, mesh as mesh_lib
 from distill_jax.core.types import Role
 from distill_jax.data import feed, rows as rows_lib, shards
 from distill_jax.decode import sample
@@ -31,7 +31,7 @@ def train(out, inputs, *, seed, how, log, roles, method, steps, batch, optim, le
   title = title or out.name
   optim = {'student': optim} if 'lr' in optim else optim
   task = records.make_task(task) if task is not None else None
-  loaded, rows, facts_of_data = _read(inputs, roles, seed=seed, task=task, split=split, count=count, target=target, optim=optim,
+  loaded, rows, facts_of_data = _read(inputs, roles, method=method, seed=seed, task=task, split=split, count=count, target=target, optim=optim,
                                       loss_on_prompt=loss_on_prompt, overlong=overlong, length=length, pack=pack)
   text = loaded[next(iter(optim))].text
   made = make_method(method, loaded, task=task, text=text)
@@ -42,11 +42,11 @@ def train(out, inputs, *, seed, how, log, roles, method, steps, batch, optim, le
   loaded = {name: role._replace(params=None) for name, role in loaded.items()}
   frozen = {name: tree for name, tree in params.items() if name not in optimizers}
   sizes = {name: parameters(loaded[name]._replace(params=params[name])) for name in optimizers}
-  state = jax.jit(lambda params: step_lib.init_state(made, loaded, params, optimizers))(params)
+  state = step_lib.start(made, loaded, params, optimizers, mesh)
   del params
   saved = checkpoint.Checkpoints(out / 'checkpoints', keep=how.get('keep', 2))
   state, start, facts = _resume(saved, state, steps, log)
-  run = jax.jit(step_lib.make_step(made, loaded, optimizers, microbatches=microbatches, mesh=mesh), donate_argnums=0)
+  run = step_lib.compiled(step_lib.make_step(made, loaded, optimizers, microbatches=microbatches, mesh=mesh), state)
   validation = _validation(validate, out, loaded, mesh, task=task, seed=seed, length=length, log=log)
   open_feed = lambda first: feed.Feed(rows, batch=batch, seed=seed, start=first, stop=steps, mesh=mesh)
   log.say(f'{title}: {len(rows):,} rows of {length} ({100 * rows.tokens / (len(rows) * length):.0f} % full), '
@@ -79,7 +79,7 @@ class Labelled:
     return {'id': np.asarray(row['id'][0], np.uint32), **{name: row[name][0] for name in self._names}}
 
 
-def _read(inputs, roles, *, seed, task, split, count, target, optim, loss_on_prompt, overlong, length, pack):
+def _read(inputs, roles, *, method, seed, task, split, count, target, optim, loss_on_prompt, overlong, length, pack):
   """(roles, rows, facts): the data of this stage as rows, and the roles, whose tokenizer may be trained on it."""
   data = records.data_inputs(inputs)
   opened = {name: shards.open_shards(path) for name, path in data.items()}
@@ -90,7 +90,8 @@ def _read(inputs, roles, *, seed, task, split, count, target, optim, loss_on_pro
     loaded = {name: load_role(definition, seed=seed) for name, definition in roles.items()}
     where = next(iter(data.values()))
     known = next(iter(opened.values())).manifest['fingerprints']
-    expect = {name: value for name, value in fingerprints(loaded, tuple(optim)).items() if name in known}
+    now = {**fingerprints(loaded, tuple(optim)), 'labels': marks.canonical(make_method(method, loaded, task=task).label_settings)}
+    expect = {name: value for name, value in now.items() if name in known}
     examples = Labelled(shards.open_shards(where, expect=expect))
     lengths = examples.lengths
     if max(lengths) > length:
@@ -120,10 +121,12 @@ def _resume(saved, state, steps, log):
   latest = saved.latest()
   if latest is None:
     log.rewind(0)
-    return state, 0, {}
+    return state, 0, {'steps': steps}
   state, facts = saved.restore(latest, state)
-  if latest < steps:
+  if facts.get('steps', steps) < steps:      # a run that stopped early goes on only where more steps are asked for
     facts.pop('stopped', None)
+    facts['waited'] = 0
+  facts['steps'] = steps
   log.rewind(latest)
   log.say(f'continues after step {latest:,} of {steps:,}')
   return state, latest, facts
