@@ -78,39 +78,54 @@ class Fit(NamedTuple):
   cut: int
 
 
-def fit(examples: Iterable[Example], *, length: int, overlong: str = 'drop') -> Fit:
-  """Examples of at most `length` tokens. overlong: 'drop' (a cut rationale has no answer) or 'cut' (keep the first tokens)."""
+def fit(examples: Iterable[Example], *, length: int, overlong: str = 'drop', source_length: int | None = None) -> Fit:
+  """Examples of at most `length` tokens (and `source_length` source tokens).
+
+  overlong: 'drop' (a cut rationale has no answer) or 'cut' (keep the first tokens).
+  """
   if overlong not in ('drop', 'cut'):
     raise ValueError(f"overlong={overlong!r}: 'drop' or 'cut'")
   kept, dropped, cut = [], 0, 0
   for example in examples:
-    if len(example['tokens']) > length:
+    if len(example['tokens']) > length or source_length is not None and len(example['source']) > source_length:
       if overlong == 'drop':
         dropped += 1
         continue
       cut += 1
-      example = {name: value if name == 'id' or declared(name).kind != 'token' else value[:length] for name, value in example.items()}
+      example = {name: value if name == 'id' or declared(name).kind != 'token' else value[:source_length if name in _SOURCE else length]
+                 for name, value in example.items()}
     kept.append(example)
   return Fit(kept, dropped, cut)
 
 
-def pack(lengths: Sequence[int], *, length: int, most: int = 64) -> list[list[int]]:
-  """Which examples share a row: first-fit over examples sorted by length (longest first). Deterministic.
+def pack(lengths: Sequence[int], *, length: int, most: int = 64, source_lengths: Sequence[int] | None = None,
+         source_length: int | None = None) -> list[list[int]]:
+  """Which examples share a row: the fullest row that has room, over examples sorted by length (longest first). Deterministic.
 
-  most: most examples in one row. Rows of one example each: `[[i] for i in range(n)]`.
+  most: most examples in one row. source_lengths: of encoder-decoder examples, whose sources share a row of `source_length` as well.
+  Rows of one example each: `[[i] for i in range(n)]`.
   """
+  sources = [0] * len(lengths) if source_lengths is None else source_lengths
+  if len(lengths) and (max(lengths) > length or max(sources) > (source_length or 0)):
+    raise ValueError(f'pack: examples of up to {max(lengths)} tokens (sources {max(sources)}) do not fit rows of {length} ({source_length})')
   order = np.argsort(-np.asarray(lengths), kind='stable')
   bins: list[list[int]] = []
+  source_room: list[int] = []
   by_room: dict[int, list[int]] = {}
   for index in order:
-    need = int(lengths[index])
-    room = next((r for r in range(need, length + 1) if by_room.get(r)), None)
-    if room is None:
+    need, source_need = int(lengths[index]), int(sources[index])
+    roomy = (b for room in range(need, length + 1) if by_room.get(room) for b in reversed(by_room[room]))
+    where = next((b for b in roomy if source_room[b] >= source_need), None)
+    if where is None:
+      where, left = len(bins), length - need
       bins.append([int(index)])
-      where, left = len(bins) - 1, length - need
+      source_room.append((source_length or 0) - source_need)
     else:
-      where, left = by_room[room].pop(), room - need
+      room = length - sum(int(lengths[i]) for i in bins[where])
+      by_room[room].remove(where)
       bins[where].append(int(index))
+      source_room[where] -= source_need
+      left = room - need
     if left > 0 and len(bins[where]) < most:
       by_room.setdefault(left, []).append(where)
   return bins
@@ -153,6 +168,8 @@ class Rows:
   def batch(self, numbers: Sequence[int]) -> dict[str, Any]:
     """The batch made of these rows, as numpy arrays."""
     first = self.examples[self.bins[numbers[0]][0]]
+    if 'source' in first and self.source_length is None:
+      raise ValueError('these examples have sources: rows of them need source_length')
     names = [name for name in first if name != 'id']
     rows = [[self.examples[i] for i in self.bins[n]] for n in numbers]
     out: dict[str, Any] = {'row': self.ids[np.asarray(numbers)]}
@@ -213,14 +230,17 @@ def _place(out: dict, name: str, array: np.ndarray) -> None:
   out[last] = array
 
 
-def unpacked(examples: Sequence[Example], *, length: int) -> Rows:
+def unpacked(examples: Sequence[Example], *, length: int, source_length: int | None = None) -> Rows:
   """One example a row."""
-  return Rows(examples, [[i] for i in range(len(examples))], length=length)
+  return Rows(examples, [[i] for i in range(len(examples))], length=length, source_length=source_length)
 
 
-def packed(examples: Sequence[Example], *, length: int, most: int = 64) -> Rows:
-  """Several examples a row, first-fit."""
-  return Rows(examples, pack([len(example['tokens']) for example in examples], length=length, most=most), length=length)
+def packed(examples: Sequence[Example], *, length: int, most: int = 64, source_length: int | None = None) -> Rows:
+  """Several examples a row, see `pack`."""
+  sources = [len(example['source']) for example in examples] if source_length is not None else None
+  lengths = [len(example['tokens']) for example in examples]
+  bins = pack(lengths, length=length, most=most, source_lengths=sources, source_length=source_length)
+  return Rows(examples, bins, length=length, source_length=source_length)
 
 
 def example_id(*parts) -> np.ndarray:
