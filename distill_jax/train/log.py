@@ -80,8 +80,8 @@ class Log:
 
   def rewind(self, step: int) -> None:
     """Forgets metrics after `step`: a resumed run writes them again. A line cut by a kill is dropped too."""
-    path = self.directory / 'metrics.jsonl'
-    if not path.exists():
+    path = self.directory / 'metrics.jsonl' if self.directory else None
+    if path is None or not path.exists():
       return
     kept = []
     for line in path.read_text(encoding='utf-8').splitlines():

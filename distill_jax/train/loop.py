@@ -46,7 +46,7 @@ def fit(step: Callable, state: State, frozen: Mapping[str, Any], feed: Callable[
       state, means = step(state._replace(memory=memory), frozen, batch, key)
       done = number + 1
       if pending is not None:
-        last = _read(*pending, log=log, every=every, steps=steps)
+        last = _read(*pending, log=log, every=every, steps=steps) or last
       pending = (done, means)
       if first is None:
         jax.block_until_ready(state.step)
@@ -57,7 +57,7 @@ def fit(step: Callable, state: State, frozen: Mapping[str, Any], feed: Callable[
       if checkpoints is not None and (done % save_every == 0 or done == steps or facts.get('stopped')):
         checkpoints.save(done, state, facts)
     if pending is not None:
-      last = _read(*pending, log=log, every=every, steps=steps)
+      last = _read(*pending, log=log, every=every, steps=steps) or last
   finally:
     batches.close()
   return Ran(state, facts, last, time.perf_counter() - began - (first or 0.0), batches.waited, max((pending or (start,))[0] - start - 1, 0))
