@@ -1,10 +1,14 @@
-"""Every test runs on 8 fake CPU devices; rank promotion raises; shared data is optional."""
+"""Every test runs on 8 fake CPU devices, compiled quickly; rank promotion raises; shared data is optional."""
 import os
 import pathlib
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 if 'xla_force_host_platform_device_count' not in os.environ.get('XLA_FLAGS', ''):
   os.environ['XLA_FLAGS'] = (os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8').strip()
+if 'xla_backend_optimization_level' not in os.environ['XLA_FLAGS']:
+  # compiling is most of the time of these tests: machine code that is made quickly and runs slowly takes a fifth of it
+  os.environ['XLA_FLAGS'] += (' --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
+                              ' --xla_cpu_use_fusion_emitters=false')
 os.environ.setdefault('HF_HUB_OFFLINE', '1')
 os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
 
