@@ -1,0 +1,267 @@
+"""Examples: a small case of every method, and two methods that live here only and pin what the core promises to later ones.
+
+`contrast` has a queue and a slow copy of the student in its memory, and members on a second axis of each row.
+`reinforce` trains two roles, draws its own targets in `rollout`, and is paid on the host.
+
+Shape suffixes: B rows, L tokens of a row, E examples of a row, G members of a row, D width, Q queue.
+"""
+import functools
+from typing import Any, Callable, Mapping, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from distill_jax.core import keys, tree
+from distill_jax.core.mean import Mean
+from distill_jax.core.types import Method, Role
+from distill_jax.data import rows as rows_lib
+from distill_jax.decode import score
+from distill_jax.losses import tokens as token_losses
+from distill_jax.methods import METHODS
+from distill_jax.methods.sft import penalty, row_keys
+from distill_jax.models import MODELS
+from distill_jax.train.optim import Optimizer
+
+VOCAB, WIDTH, LENGTH, ROWS, MEMBERS = 32, 16, 24, 16, 4
+
+SHAPES = {
+    'llama': dict(kv_heads=1),
+    'gpt2': dict(norm='layer', positions='learned', activation='gelu_tanh', gated=False, attention_bias=True, mlp_bias=True),
+}
+
+def model(shape: str = 'llama', *, dtype: str = 'float32', dropout: float = 0.1, **overrides):
+  """A decoder of 2 layers of width 16."""
+  settings = dict(vocab_size=VOCAB, width=WIDTH, layers=2, heads=2, mlp_width=32, max_length=32, dtype=dtype, dropout=dropout)
+  return MODELS['transformer'](**(settings | SHAPES[shape] | overrides))
+
+
+def role(seed: int, shape: str = 'llama', **overrides) -> Role:
+  """A role with params whose outputs differ clearly from uniform and from other seeds."""
+  made = model(shape, **overrides)
+  rng = np.random.default_rng(seed)
+  params = {}
+  for path, leaf in tree.flatten(jax.eval_shape(made.init, jax.random.key(0))).items():
+    noise = rng.standard_normal(leaf.shape).astype(leaf.dtype)
+    params[path] = 1 + 0.1 * noise if path.endswith('scale') else 0.1 * noise
+  params = tree.unflatten(params)
+  return Role(made, None, params, f'{seed:016x}')
+
+
+def texts(rng: np.random.Generator, count: int, *, shortest: int = 4, longest: int = 12, reward: bool = False) -> list[dict[str, Any]]:
+  """`count` tokenised examples with ragged lengths and weights 0, 0.5, 1 and 2; the first target of each is a prompt's."""
+  out = []
+  for _ in range(count):
+    n = int(rng.integers(shortest, longest + 1))
+    whole = rng.integers(0, VOCAB, n + 1).astype(np.int32)
+    weights = rng.choice(np.asarray([0, 0.5, 1, 2], np.float32), n)
+    weights[0], weights[-1] = 0.0, 1.0
+    more = dict(reward=np.float32(rng.normal())) if reward else {}
+    out.append(dict(id=keys.content_id(whole.tolist(), len(out)), tokens=whole[:-1], targets=whole[1:], weights=weights, **more))
+  return out
+
+
+class Example(NamedTuple):
+  """One method on a small case. roles carry their params; batch: numpy; plain: examples behind the batch, where rows are packed texts."""
+  method: Method
+  roles: Mapping[str, Role]
+  trained: tuple[str, ...]
+  batch: Mapping[str, Any]
+  keywords: Mapping[str, Any]
+  plain: list[dict[str, Any]] | None = None
+
+  @property
+  def params(self) -> dict[str, Any]:
+    return {name: one.params for name, one in self.roles.items()}
+
+
+def packed_batch(key: jax.Array, *, reward: bool = False, length: int = LENGTH) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+  """(examples, batch of ROWS packed rows)."""
+  rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+  made = texts(rng, ROWS * 5, reward=reward)
+  bins = rows_lib.pack([len(e['tokens']) for e in made], length=length, most=3)[:ROWS]
+  chosen = [made[i] for members in bins for i in members]
+  numbers = iter(range(len(chosen)))
+  packed = rows_lib.Rows(chosen, [[next(numbers) for _ in members] for members in bins], length=length)
+  return chosen, packed.batch(range(len(packed)))
+
+
+def _sft(key, keywords, **shape):
+  roles = {'student': role(1, **shape)}
+  plain, batch = packed_batch(key)
+  return Example(METHODS['sft'](roles, **keywords), roles, ('student',), batch, keywords, plain)
+
+
+def _logit_kd(key, keywords, **shape):
+  roles = {'student': role(1, **shape), 'teacher': role(2, **shape)}
+  plain, batch = packed_batch(key)
+  return Example(METHODS['logit_kd'](roles, **keywords), roles, ('student',), batch, keywords, plain)
+
+
+def _contrast(key, keywords, **shape):
+  roles = {'student': role(1, **shape)}
+  return Example(contrast(roles, **keywords), roles, ('student',), grouped_batch(key), keywords)
+
+
+def _reinforce(key, keywords, **shape):
+  roles = {'student': role(1, **shape), 'critic': role(2, **shape), 'reference': role(3, **shape)}
+  plain, batch = packed_batch(key, reward=True)
+  return Example(reinforce(roles, **keywords), roles, ('student', 'critic'), batch, keywords, plain)
+
+
+EXAMPLES: Mapping[str, Callable[..., Example]] = dict(sft=_sft, logit_kd=_logit_kd, contrast=_contrast, reinforce=_reinforce)
+
+
+def example(name: str, key: jax.Array, *, shape: str = 'llama', dtype: str = 'float32', dropout: float = 0.1, **keywords) -> Example:
+  """The example of a method: roles, a batch of 16 rows, the method made with `keywords`."""
+  return EXAMPLES[name](key, keywords, shape=shape, dtype=dtype, dropout=dropout)
+
+
+def recorder(rate: float = 0.1) -> Optimizer:
+  """Gradient descent whose state is the last gradient: what a law compares."""
+  def update(grads, state, params=None):
+    return jax.tree.map(lambda g: -rate * g, grads), grads
+  return Optimizer(optax.GradientTransformation(lambda params: jax.tree.map(jnp.zeros_like, params), update), lambda step: rate)
+
+
+class Fixed:
+  """Rows that are there already, with the face of `data.rows.Rows`."""
+
+  def __init__(self, batch: Mapping[str, Any]):
+    self._batch = batch
+
+  def __len__(self):
+    return len(self._batch['row'])
+
+  def batch(self, numbers):
+    return jax.tree.map(lambda x: x[np.asarray(numbers)], dict(self._batch))
+
+
+def grouped_batch(key: jax.Array, *, rows: int = ROWS, members: int = MEMBERS, length: int = 8) -> dict[str, Any]:
+  """Rows of several short texts on a second axis; some members are absent (weight 0)."""
+  rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+  lengths = rng.integers(2, length + 1, (rows, members))
+  weights = rng.choice(np.asarray([0, 1, 2], np.float32), (rows, members), p=[0.2, 0.4, 0.4])
+  weights[:, 0] = 1.0
+  return dict(
+      row=rng.integers(0, 2 ** 32, (rows, 2), dtype=np.uint32), weights=weights,
+      tokens=rng.integers(0, VOCAB, (rows, members, length)).astype(np.int32),
+      segments=(np.arange(length)[None, None] < lengths[..., None]).astype(np.int32))
+
+
+def contrast(roles, *, task=None, text=None, keep: float = 0.9, queue: int = 40, temperature: float = 0.5) -> Method:
+  """Each member of a row finds its own slow embedding among those of its row and of a queue of earlier ones.
+
+  The labels (slow embeddings) come from memory, so they cannot be early.
+  """
+  net = roles['student'].model
+
+  def embed(params, batch, key=None):
+    B, G, L = batch['tokens'].shape
+    key_R = None if key is None else jax.vmap(lambda one: jax.random.split(one, G))(row_keys(key, batch)).reshape(B * G)
+    flat = {name: batch[name].reshape(B * G, L) for name in ('tokens', 'segments')}
+    out = net.apply(params, flat, key_B=key_R)
+    real = (flat['segments'] > 0)[:, :, None]
+    mean = jnp.sum(jnp.where(real, out['hidden'].astype(jnp.float32), 0.0), 1) / jnp.maximum(jnp.sum(real, 1), 1)
+    unit = mean * jax.lax.rsqrt(jnp.sum(jnp.square(mean), -1, keepdims=True) + 1e-6)
+    return jnp.where(batch['weights'][..., None] > 0, unit.reshape(B, G, -1), 0.0), out
+
+  def label(params, batch, key):
+    return {'slow': embed(params['memory']['slow'], batch)[0]}
+
+  def loss(params, batch, key):
+    weights = batch['weights']
+    asked, out = embed(params['student'], batch, key)
+    told = jnp.where(weights[..., None] > 0, batch['label']['slow'], 0.0)
+    near = jnp.einsum('bgd,bhd->bgh', asked, told, precision='highest') / temperature
+    far = jnp.einsum('bgd,qd->bgq', asked, params['memory']['queue'], precision='highest') / temperature
+    logits = jnp.concatenate([jnp.where(weights[:, None, :] > 0, near, -1e9), far], -1)
+    own = jnp.broadcast_to(jnp.arange(weights.shape[1])[None], weights.shape)
+    terms = {'contrast': Mean.of(token_losses.cross_entropy(logits, own), weights)}
+    if 'penalty' in out:
+      terms['penalty'] = Mean.of(out['penalty'].reshape(weights.shape), (weights > 0).astype(jnp.float32))
+    hits = jnp.argmax(jax.lax.stop_gradient(logits), -1) == own
+    return terms, {'found': Mean.of(hits, weights)}, {'told': told}
+
+  def after(state, batch, stats):
+    told = stats['told'].reshape(-1, stats['told'].shape[-1])
+    slow = jax.tree.map(lambda old, new: keep * old + (1 - keep) * new, state.memory['slow'], state.params['student'])
+    return {'slow': slow, 'queue': jnp.concatenate([told, state.memory['queue']])[:queue]}
+
+  def memory(params):
+    wide = params['student']['embed']['tokens'].shape[1]
+    return {'slow': params['student'], 'queue': jax.random.normal(jax.random.key(5), (queue, wide)) / wide ** 0.5}
+
+  return Method(loss, label, after=after, memory=memory, early=False)
+
+
+def by_example(values_BE: jax.Array, segments_BL: jax.Array) -> jax.Array:
+  """The value of each token's example, [B, L]; at padding that of the first example."""
+  return jnp.take_along_axis(values_BE, jnp.maximum(segments_BL - 1, 0), axis=1)
+
+
+def reinforce(roles, *, task=None, text=None, stay: float = 0.1) -> Method:
+  """The student draws targets, the host pays for even ones, a critic learns what to expect, a frozen reference holds the student back.
+
+  The weights of the term 'stay' are the reference's probabilities: weights that need a label.
+  """
+  student, critic, reference = (roles[name].model for name in ('student', 'critic', 'reference'))
+
+  def label(params, batch, key):
+    return {'logps': score.score(reference, params['reference'], batch)}
+
+  def loss(params, batch, key):
+    weights, key_B = batch['weights'], row_keys(key, batch)
+    acts = student.apply(params['student'], batch, key_B=key_B)
+    hopes = critic.apply(params['critic'], batch, key_B=key_B)
+    reward = by_example(batch['reward'], batch['segments'])
+
+    def measure(logits, critic_logits, targets, logps, reward):
+      says, value = -token_losses.cross_entropy(logits, targets), critic_logits[..., 0]
+      gain = reward - jax.lax.stop_gradient(value)
+      return {'policy': -says * gain, 'critic': jnp.square(value - reward), 'stay': jnp.square(says - logps)}
+    values = token_losses.per_token(measure, weights, acts, hopes, batch['targets'], batch['label']['logps'], reward)
+    likely = jnp.where(weights > 0, jnp.exp(batch['label']['logps']), 0.0)
+    terms = {'policy': Mean.of(values['policy'], weights), 'critic': Mean.of(values['critic'], weights),
+             'stay': Mean.of(values['stay'], weights * likely).scale(stay), **penalty(acts)}
+    return terms, {'reward': Mean.of(reward, weights)}, {}
+
+  def draw(params, batch, key):
+    out = student.apply(params, batch)
+    drawn = jax.vmap(jax.random.categorical)(keys.fold_ids(key, batch['row']), out['head'].logits(out['hidden']))
+    learns, segments = batch['weights'] > 0, batch['segments']
+    targets = jnp.where(learns, drawn, batch['targets']).astype(jnp.int32)
+    follows = learns[:, :-1] & (segments[:, :-1] == segments[:, 1:])
+    return jnp.concatenate([batch['tokens'][:, :1], jnp.where(follows, targets[:, :-1], batch['tokens'][:, 1:])], 1), targets
+
+  @functools.lru_cache(maxsize=None)
+  def drawer(sharding):
+    return jax.jit(draw, out_shardings=sharding)
+
+  def rollout(state, frozen, batch, key):
+    """Draws on the devices, pays on the host for the rows that lie here, remembers by jit on the global batch."""
+    sharding = batch['row'].sharding
+    tokens, targets = drawer(sharding)(state.params['student'], batch, key)
+    paid = pay(*(local_rows(x) for x in (targets, batch['weights'], batch['segments'])), most=batch['examples'].shape[1])
+    reward = jax.make_array_from_process_local_data(sharding, paid)
+    kept = {name: value for name, value in batch.items() if name != 'label'}       # labels of other tokens are no labels
+    return {**kept, 'tokens': tokens, 'targets': targets, 'reward': reward}, {'paid': remember(state.memory['paid'], reward)}
+
+  remember = jax.jit(lambda old, reward: 0.9 * old + 0.1 * jnp.mean(reward))
+  return Method(loss, label, rollout=rollout, memory=lambda params: {'paid': jnp.zeros(())})
+
+
+def local_rows(array: jax.Array) -> np.ndarray:
+  """The rows of a global array that lie on this host, in order, once each."""
+  pieces = {shard.index[0].start or 0: np.asarray(shard.data) for shard in array.addressable_shards}
+  return np.concatenate([pieces[start] for start in sorted(pieces)])
+
+
+def pay(targets_BL, weights_BL, segments_BL, *, most: int) -> np.ndarray:
+  """The share of even ids among the learnt targets of each example, [B, E]."""
+  out = np.zeros((len(targets_BL), most), np.float32)
+  for e in range(most):
+    mine = (segments_BL == e + 1) & (weights_BL > 0)
+    out[:, e] = ((targets_BL % 2 == 0) & mine).sum(1) / np.maximum(mine.sum(1), 1)
+  return out

@@ -1,0 +1,71 @@
+"""Evaluate: unbiased pass@k, intervals, predictions on file, parts."""
+import importlib
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+stage = importlib.import_module('distill_jax.stages.evaluate')
+
+
+@pytest.mark.parametrize('n, c, k, expected', [
+    (5, 2, 3, 0.9), (4, 2, 2, 5 / 6), (100, 1, 10, 0.1), (20, 5, 1, 0.25), (10, 0, 5, 0.0), (100, 3, 100, 1.0), (3, 3, 1, 1.0),
+])
+def test_pass_at(n, c, k, expected):
+  assert stage.pass_at(n, c, k) == pytest.approx(expected, abs=1e-12)
+
+
+def test_pass_at_counts_the_draws():
+  for n, c, k in itertools.product((4, 5), range(5), (1, 2, 3)):
+    draws = list(itertools.combinations([1] * c + [0] * (n - c), k))
+    assert stage.pass_at(n, c, k) == pytest.approx(np.mean([any(draw) for draw in draws]))
+
+
+def test_pass_at_needs_samples():
+  with pytest.raises(ValueError, match='pass@5 needs at least 5 samples, there are 4'):
+    stage.pass_at(4, 1, 5)
+
+
+def test_scores_are_means_over_problems():
+  rows = [dict(grades=[1.0, 0.0, 1.0, 0.0]), dict(grades=[0.0] * 4), dict(grades=[1.0] * 4)]
+  scores = stage._scores(rows, 4, (1, 2))
+  assert scores['n'] == 3 and scores['accuracy'] == pytest.approx(0.5)
+  assert scores['pass_at']['1']['value'] == pytest.approx(0.5)
+  assert scores['pass_at']['2']['value'] == pytest.approx((5 / 6 + 0 + 1) / 3)
+  assert 0 <= scores['low'] <= 0.5 <= scores['high'] <= 1
+  assert scores['pass_at']['2']['low'] <= scores['pass_at']['2']['value'] <= scores['pass_at']['2']['high']
+
+
+def test_predictions_parts_and_restart(small, call):
+  settings = dict(roles=dict(student=small.student), task=small.task, splits=('test', 'dev'), max_new_tokens=8, samples=3, ks=(1, 3),
+                  temperature=1.0, part=2, how=dict(batch=16), title='the student')
+  summary = call('evaluate', 'evaluate', **settings)
+  assert set(summary['splits']) == {'test', 'dev'} and summary['title'] == 'the student' and summary['role'] == 'student'
+  assert summary['splits']['test']['n'] == 3 and set(summary['splits']['test']['pass_at']) == {'1', '3'}
+  rows = [json.loads(line) for line in (call.out('evaluate') / 'predictions.jsonl').read_text().splitlines()]
+  asked = [(split, e) for split in ('test', 'dev') for e in small.made.examples(split)]
+  assert [(r['split'], r['id'], r['gold']) for r in rows] == [(split, e['id'], small.made.answer(e)) for split, e in asked]
+  for row, (_, example) in zip(rows, asked):
+    assert row['grades'] == [small.made.grade(example, text) for text in row['texts']] and len(row['texts']) == 3
+  assert summary['splits']['dev']['accuracy'] == pytest.approx(np.mean([r['grades'] for r in rows if r['split'] == 'dev']))
+  assert summary['examples'][0]['question'] == asked[0][1]['question']
+
+  part = sorted((call.out('evaluate') / 'test').glob('part-*.arrow'))[1]
+  before = part.read_bytes()
+  part.unlink()
+  (call.out('evaluate') / 'predictions.jsonl').unlink()
+  call('evaluate', 'evaluate', **settings)
+  assert part.read_bytes() == before
+  assert [json.loads(line) for line in (call.out('evaluate') / 'predictions.jsonl').read_text().splitlines()] == rows
+
+
+@pytest.mark.parametrize('changed, message', [
+    (dict(roles={}), r'one role, got \[\]'),
+    (dict(ks=(1, 5)), r'pass@5 needs samples >= 5, got 1'),
+    (dict(samples=4), '4 greedy samples are all the same text; set temperature'),
+    (dict(count=0), "no examples in split 'test'"),
+])
+def test_settings_that_do_not_go_together(small, call, changed, message):
+  with pytest.raises(ValueError, match=message):
+    call('evaluate', 'evaluate', **{**dict(roles=dict(student=small.student), task=small.task), **changed})

@@ -1,0 +1,80 @@
+"""Generate: whole parts, the same bytes again, recorded texts, overlap."""
+import json
+
+import pytest
+
+from distill_jax.data import shards
+from distill_jax.stages import records
+
+SETTINGS = dict(samples=2, temperature=1.0, max_new_tokens=8, part=2, how=dict(batch=16))
+
+
+def bytes_of(directory):
+  return {path.name: path.read_bytes() for path in sorted(directory.glob('part-*.arrow'))}
+
+
+def test_parts_and_restart(small, call):
+  """A part that is gone is written again, to the same bytes; the others are left alone."""
+  settings = dict(roles=dict(teacher=small.teacher), task=small.task, count=5, **SETTINGS)
+  summary = call('generate', 'generate', **settings)
+  assert (summary['kind'], summary['questions'], summary['samples'], summary['texts']) == ('generate', 5, 2, 10)
+  rows = records.read(call.out('generate'))
+  examples = list(small.made.examples('train'))[:5]
+  assert [(r['id'], r['sample']) for r in rows] == [(e['id'], n) for e in examples for n in range(2)]
+  assert sum(r['tokens'] for r in rows) == summary['tokens'] <= 80
+  assert len({r['completion'] for r in rows}) > 5, 'samples differ'
+  opened = shards.open_shards(call.out('generate'))
+  assert set(opened.manifest['fingerprints']) == {'teacher', 'tokenizer'} and opened.manifest['kind'] == 'texts'
+
+  before = bytes_of(call.out('generate'))
+  assert len(before) == 3
+  (call.out('generate') / sorted(before)[1]).unlink()
+  kept = call.out('generate') / sorted(before)[0]
+  stamp = kept.stat().st_mtime_ns
+  again = call('generate', 'generate', **settings)
+  assert bytes_of(call.out('generate')) == before and again['tokens'] == summary['tokens']
+  assert kept.stat().st_mtime_ns == stamp
+
+  call('generate', 'wider', **{**settings, 'part': 5, 'how': dict(batch=16)})
+  assert [(r['id'], r['completion']) for r in records.read(call.out('wider'))] == [(r['id'], r['completion']) for r in rows]
+
+
+def test_recorded_texts_enter_by_their_question(small, call, tmp_path):
+  a, b = list(small.made.examples('train'))[:2]
+  lines = [dict(question=b['question'].replace(' ', '  '), completion='b1', is_correct=False),
+           dict(question=a['question'], completions=['a1', 'a2']), dict(question='How many?', completion='?'),
+           dict(question=b['question'], completion='b2', is_correct=True)]
+  (tmp_path / 'somebody.jsonl').write_text('\n'.join(json.dumps(line) for line in lines))
+  summary = call('generate', 'generate', task=small.task, recorded=str(tmp_path / 'somebody.jsonl'))
+  rows = records.read(call.out('generate'))
+  assert {(r['id'], r['sample'], r['completion'], r['given']) for r in rows} == {
+      (a['id'], 0, 'a1', -1), (a['id'], 1, 'a2', -1), (b['id'], 0, 'b1', 0), (b['id'], 1, 'b2', 1)}
+  assert summary['texts'] == 4 and summary['unknown'] == 1 and 'not in the split' in summary['notes'][0]
+  assert 'somebody.jsonl' in summary['teacher']
+
+
+def test_recorded_texts_of_other_questions_are_refused(small, call, tmp_path):
+  (tmp_path / 'somebody.jsonl').write_text(json.dumps(dict(question='How many?', completion='?')))
+  with pytest.raises(ValueError, match='none of its 1 questions is in this split'):
+    call('generate', 'generate', task=small.task, recorded=str(tmp_path / 'somebody.jsonl'))
+
+
+def test_overlap_with_the_held_out_split_is_counted(small, call, tmp_path):
+  asked, held = next(small.made.examples('train')), next(small.made.examples('test'))
+  said = (held['question'] + ' ' + held['answer'], '#### 1')
+  rows = [dict(question=asked['question'], completion=text) for text in said]
+  (tmp_path / 'leak.jsonl').write_text('\n'.join(json.dumps(row) for row in rows))
+  summary = call('generate', 'generate', task=small.task, recorded=str(tmp_path / 'leak.jsonl'))
+  assert summary['overlap']['held_out'] == 'test'
+  assert 1 in summary['overlap'].values(), summary['overlap']
+
+
+@pytest.mark.parametrize('given', [dict(), dict(recorded='x', roles=dict(teacher=dict(load='y')))])
+def test_one_source_of_texts(small, call, given):
+  with pytest.raises(ValueError, match="either roles=dict.* or recorded='FILE'"):
+    call('generate', 'generate', task=small.task, **given)
+
+
+def test_no_question_at_all(small, call):
+  with pytest.raises(ValueError, match="no examples in split 'train'"):
+    call('generate', 'generate', roles=dict(teacher=small.teacher), task={**small.task, 'counts': dict(train=0)})

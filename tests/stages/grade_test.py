@@ -1,0 +1,72 @@
+"""Grade: what is kept, why the rest is not, and the report of it."""
+import json
+
+import pytest
+
+from distill_jax.stages import records
+
+
+@pytest.fixture
+def written(small, texts):
+  """Texts of every kind; right(e) ends in the answer of e."""
+  a, b = list(small.made.examples('train'))[:2]
+  right = lambda e, way='': f'{way}#### ' + e['answer'].split('#### ')[1]
+  texts('generate', [
+      (a, right(a, 'one '), {}), (a, '#### 123456', {}), (a, 'no idea', {}), (a, ' \n', {}), (a, right(a, 'one  '), {}),
+      (a, right(a, 'two '), {}), (a, right(a, 'three '), {}),
+      (b, right(b), dict(finished=False)), (b, right(b, 'x '), dict(given=1)), (b, '#### 99999', dict(given=1)),
+  ])
+  return a, b
+
+
+def rejected(call):
+  return [json.loads(line) for line in (call.out('grade') / 'rejected.jsonl').read_text().splitlines()]
+
+
+def test_reasons(small, call, written):
+  a, b = written
+  summary = call('grade', 'grade', ['generate'], task=small.task, cap=2)
+  assert summary['reasons'] == {'wrong answer': 2, 'no answer': 1, 'empty': 1, 'repeated': 1, 'over the cap': 1, 'unfinished': 1}
+  assert (summary['texts'], summary['kept'], summary['questions'], summary['questions_kept']) == (10, 3, 2, 2)
+  kept = records.read(call.out('grade'))
+  assert [(r['id'], r['completion'].split()[0]) for r in kept] == [(a['id'], 'one'), (a['id'], 'two'), (b['id'], 'x')]
+  rows = rejected(call)
+  assert len(rows) == 7 and {r['reason'] for r in rows} == set(summary['reasons'])
+  assert rows[0] == dict(id=a['id'], question=a['question'], completion='#### 123456', reason='wrong answer')
+  assert {r['reason'] for r in summary['examples']} == set(summary['reasons'])
+
+
+def test_verdicts_that_came_along_are_compared(small, call, written):
+  summary = call('grade', 'grade', ['generate'], task=small.task)
+  assert summary['given'] == {'agree': 1, 'differ': 1}
+  assert summary['notes'] == ['1 of 2 verdicts agree with those that came with the texts']
+
+
+def test_keep_all_is_a_control(small, call, written):
+  summary = call('grade', 'grade', ['generate'], task=small.task, keep='all', unfinished=True, dedupe=False)
+  assert summary['kept'] == 10 and summary['reasons'] == {} and rejected(call) == []
+  summary = call('grade', 'grade', ['generate'], task=small.task, keep='all')
+  assert summary['reasons'] == {'unfinished': 1, 'repeated': 1}
+
+
+def test_what_is_kept_comes_in_parts_and_can_be_graded_again(small, call, written):
+  call('grade', 'grade', ['generate'], task=small.task, how=dict(part=3))
+  assert len(list(call.out('grade').glob('part-*.arrow'))) == 2
+  summary = call('grade', 'twice', ['grade'], task=small.task)
+  assert summary['kept'] == summary['texts'] == 4
+  assert records.read(call.out('twice')) == records.read(call.out('grade'))
+
+
+def test_nothing_kept_says_why(small, call, texts):
+  example = next(small.made.examples('train'))
+  texts('generate', [(example, 'no idea', {}), (example, 'none', {}), (example, '#### 99999', {})])
+  with pytest.raises(ValueError, match=r'none of 3 texts was kept \(2 no answer, 1 wrong answer\).*rejected.jsonl'):
+    call('grade', 'grade', ['generate'], task=small.task)
+  assert len(rejected(call)) == 3
+
+
+def test_what_it_cannot_grade(small, call, written):
+  with pytest.raises(ValueError, match="keep='best': 'right' or 'all'"):
+    call('grade', 'grade', ['generate'], task=small.task, keep='best')
+  with pytest.raises(ValueError, match='no texts in its inputs; name a generate stage'):
+    call('grade', 'grade', task=small.task)
