@@ -10,7 +10,7 @@ from typing import Any, Callable, Sequence
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from distill_jax.core import mesh as mesh_lib
 from distill_jax.core.types import Model, Role
@@ -179,6 +179,6 @@ def _place(model: Model, params, mesh: Mesh | None):
   """(params on the devices, function that puts arrays of rows there). Params that lie on this mesh already stay as they lie."""
   if mesh is None:
     return jax.device_put(params), lambda *arrays: arrays
-  there = all(isinstance(x, jax.Array) and getattr(x.sharding, 'mesh', None) == mesh for x in jax.tree.leaves(params))
-  params = params if there else jax.device_put(params, mesh_lib.of_params(mesh, params, model.axes))
+  on_it = lambda x: isinstance(x, jax.Array) and isinstance(x.sharding, NamedSharding) and x.sharding.mesh == mesh
+  params = params if all(map(on_it, jax.tree.leaves(params))) else jax.device_put(params, mesh_lib.of_params(mesh, params, model.axes))
   return params, lambda *arrays: jax.device_put(arrays, mesh_lib.rows(mesh))

@@ -104,6 +104,20 @@ def test_neighbours_and_order_do_not_matter():
   assert len({row.tobytes() for row in out.tokens_BNT.reshape(8, -1)}) == 8
 
 
+def test_at_another_shape_texts_part_at_near_ties_only():
+  tokens, segments, ids = prompts_of([2, 5, 6, 3, 4, 1], 6)
+  model, params = network('llama')
+  whole = texts('llama', (tokens, segments, ids), max_new_tokens=16, temperature=0.0, eos_id=-1)
+  part = texts('llama', (tokens[:1], segments[:1], ids[:1]), max_new_tokens=16, temperature=0.0, eos_id=-1)
+  a, b = whole.tokens_BNT[0, 0], part.tokens_BNT[0, 0]
+  if parted := np.flatnonzero(a != b).tolist():
+    row, length = row_of(tokens, segments, whole, 0, 0)
+    full = model.apply(params, row)
+    logits = np.sort(np.asarray(full['head'].logits(full['hidden']))[0, parted[0] - length])
+    assert logits[-1] - logits[-2] < 1e-4
+  np.testing.assert_allclose(whole.logps_BNT[0, 0, :(parted or [16])[0]], part.logps_BNT[0, 0, :(parted or [16])[0]], atol=1e-4)
+
+
 def test_a_row_of_padding_writes_nothing():
   tokens, segments, ids = prompts_of([2, 0, 3], 4)
   out = texts('llama', (tokens, segments, ids), max_new_tokens=6)
@@ -223,7 +237,8 @@ def test_no_row_of_a_cache_is_lost_between_prompts_and_samples():
   np.testing.assert_array_equal(out.tokens_BNT, np.repeat(single.tokens_BNT, 3, axis=1))
 
 
-@pytest.mark.parametrize('wrong', [dict(temperature=-1.0), dict(top_p=0.0), dict(top_p=1.1), dict(top_k=-1), dict(samples=0), dict(max_new_tokens=0)])
+@pytest.mark.parametrize('wrong', [
+    dict(temperature=-1.0), dict(top_p=0.0), dict(top_p=1.1), dict(top_k=-1), dict(samples=0), dict(max_new_tokens=0)])
 def test_settings_that_mean_nothing(wrong):
   prompts = prompts_of([2], 2)
   with pytest.raises(ValueError, match=next(iter(wrong))):

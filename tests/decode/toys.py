@@ -15,9 +15,9 @@ def letters() -> text_lib.Text:
 
 
 def chain(follows: dict[str, str], *, size: int = 258, sharp: float = 50.0) -> tuple[Model, dict]:
-  """A model whose next byte depends on the last one alone: follows['a'] == 'b' puts b after a; '' is the end. Unnamed bytes follow themselves.
+  """A model whose next byte depends on the last one alone: follows['a'] == 'b' puts b after a; '' is the end.
 
-  Its cache holds nothing but a count, with the row axis in second place.
+  Bytes that are not named follow themselves. Its cache holds nothing but a count, with the row axis in second place.
   """
   text = letters()
   table = jnp.eye(size) * sharp

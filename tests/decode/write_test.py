@@ -98,7 +98,8 @@ def test_a_tool_writes_what_must_stand_next():
   forced = {'<': '3', '3': '*'}
   table = params['table']
   for before, after in forced.items():
-    table = table.at[toys.letters().encode(before)[0]].set(0.0).at[toys.letters().encode(before)[0], toys.letters().encode(after)[0]].set(50.0)
+    b, a = (toys.letters().encode(s)[0] for s in (before, after))
+    table = table.at[b].set(0.0).at[b, a].set(50.0)
   asked = []
 
   def writer(text):

@@ -86,7 +86,8 @@ def test_weight_zero_hides_everything(garbage):
   """Values and gradients are bitwise those of clean data, whatever stands under weight 0: hidden states, labels, targets."""
   weights = jnp.ones((2, 5)).at[0, 2:].set(0.0).at[1, 0].set(0.0)
   hidden = weights == 0
-  ids, logps = jnp.asarray(np.random.default_rng(6).permuted(np.tile(np.arange(11), (2, 5, 1)), axis=-1)[..., :4]), jnp.log(jnp.full((2, 5, 4), 0.2))
+  ids = jnp.asarray(np.random.default_rng(6).permuted(np.tile(np.arange(11), (2, 5, 1)), axis=-1)[..., :4])
+  logps = jnp.log(jnp.full((2, 5, 4), 0.2))
   targets = jnp.asarray(np.random.default_rng(7).integers(0, 11, (2, 5)))
 
   def function(student_logits, teacher_logits, labels, targets):
