@@ -201,7 +201,8 @@ def names(family: Family, config: Config, paths: Sequence[str]) -> dict[str, lis
 def ours(row: Row, tensor: np.ndarray) -> np.ndarray:
   """Their tensor as our weight."""
   if row.part is not None:
-    tensor = np.split(tensor, 3, axis=-1)[row.part]
+    size = -(-tensor.shape[-1] // 3)
+    tensor = tensor[..., row.part * size:(row.part + 1) * size]
   return tensor.T if row.turned else tensor
 
 

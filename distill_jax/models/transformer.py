@@ -78,8 +78,8 @@ def _check(config: Mapping[str, Any]) -> None:
   for name, allowed in choices.items():
     if config[name] not in allowed:
       raise ValueError(f'transformer: {name}={config[name]!r}; choose one of {", ".join(map(str, allowed))}')
-  if unknown := set(config['pattern']) - {'global', 'local'} or not config['pattern']:
-    raise ValueError(f'transformer: pattern={config["pattern"]}: {unknown or "empty"}; its entries are global or local')
+  if not config['pattern'] or set(config['pattern']) - {'global', 'local'}:
+    raise ValueError(f'transformer: pattern={config["pattern"]}; its entries are global or local, at least one')
   for name in ('vocab_size', 'width', 'layers', 'heads', 'kv_heads', 'head_dim', 'mlp_width', 'max_length'):
     if config[name] < 1:
       raise ValueError(f'transformer: {name}={config[name]} must be at least 1')

@@ -29,26 +29,13 @@ def read(directory: Path) -> Read:
   format this version does not know, a damaged file, weights that are missing, left over or of another shape.
   """
   directory = pathlib.Path(directory)
-  if not directory.is_dir():
-    raise FileNotFoundError(f'{directory}: no such checkpoint directory; give one with model.json or config.json in it')
-  if (directory / 'model.json').is_file():
-    return _read_ours(directory)
-  if (directory / 'config.json').is_file():
-    return _read_hf(directory)
-  found = sorted(path.name for path in directory.iterdir())
-  raise FileNotFoundError(
-      f'{directory}: no model.json or config.json in it ({", ".join(found[:5]) or "it is empty"}). The marker file is written last, so '
-      'this checkpoint is half written or something else: run the command that makes it again')
+  name, config, family = _about(directory)
+  return name, config, (_read_ours if family is None else _read_hf)(directory, name, config, family)
 
 
 def read_config(directory: Path) -> tuple[str, dict]:
-  """(name, config) of a checkpoint, without reading its weights."""
-  directory = pathlib.Path(directory)
-  if (directory / 'model.json').is_file():
-    about = _load_json(directory / 'model.json')
-    return about['model'], _full(about['model'], about['config'])
-  hf = _load_json(directory / 'config.json')
-  return 'transformer', _full('transformer', families.of_hf(hf, f'{directory}').config_in(hf))
+  """(name, config) of a checkpoint, without reading its weights. Errors as in `read`."""
+  return _about(pathlib.Path(directory))[:2]
 
 
 def write(directory: Path, name: str, config: Mapping[str, Any], params: Mapping[str, Any]) -> None:
@@ -57,7 +44,7 @@ def write(directory: Path, name: str, config: Mapping[str, Any], params: Mapping
 
   def fill(temporary):
     _save(temporary / 'params.safetensors', flat, {})
-    _save_json(temporary / 'model.json', dict(format=FORMAT, model=name, config=_plain(config)))
+    _save_json(temporary / 'model.json', dict(format=FORMAT, model=name, config=_full(name, config)))
 
   _replace(pathlib.Path(directory), fill, marker='model.json')
 
@@ -72,14 +59,15 @@ def write_hf(
   """
   config = _full(name, config)
   family = families.of_config(config)
-  tokens = {key: value for key, value in (tokens or {}).items() if value is not None}
+  # each is written, null too: what is left out becomes the family's default (Llama's bos 1 and eos 2, GPT-2's 50256) when it is loaded
+  tokens = {**dict.fromkeys(('bos_token_id', 'eos_token_id', 'pad_token_id')), **(tokens or {})}
   flat = _checked(directory, name, config, params)
   tensors = dict(_theirs(family, config, flat))
   tensors = {path: tensor.astype(jnp.dtype(dtype)) for path, tensor in tensors.items()}
 
   def fill(temporary):
     _save(temporary / 'model.safetensors', tensors, {'format': 'pt'})
-    _save_json(temporary / 'generation_config.json', tokens)
+    _save_json(temporary / 'generation_config.json', {key: value for key, value in tokens.items() if value is not None})
     _save_json(temporary / 'config.json', dict(
         family.config_out(config), architectures=[family.architecture], model_type=family.model_type, dtype=dtype, **tokens))
 
@@ -110,46 +98,52 @@ def _full(name: str, config: Mapping[str, Any]) -> dict:
   return dict(_model(name, config).config)
 
 
-def _plain(config: Mapping[str, Any]) -> dict:
-  return {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()}
+def _about(directory: pathlib.Path) -> tuple[str, dict, families.Family | None]:
+  """(name, config, family of a Hugging Face directory or None for ours), from the marker file."""
+  if not directory.is_dir():
+    raise FileNotFoundError(f'{directory}: no such checkpoint directory; give one with model.json or config.json in it')
+  if (directory / 'model.json').is_file():
+    about = _load_json(directory / 'model.json')
+    if about.get('format', 0) > FORMAT:
+      raise ValueError(f'{directory}: model.json has format {about["format"]}, this version reads up to {FORMAT}; update distill_jax')
+    return about['model'], _full(about['model'], about['config']), None
+  if (directory / 'config.json').is_file():
+    hf = _load_json(directory / 'config.json')
+    family = families.of_hf(hf, f'{directory}')
+    return 'transformer', _full('transformer', family.config_in(hf)), family
+  found = sorted(path.name for path in directory.iterdir())
+  raise FileNotFoundError(
+      f'{directory}: no model.json or config.json in it ({", ".join(found[:5]) or "it is empty"}). The marker file is written last, so '
+      'this checkpoint is half written or something else: run the command that makes it again')
 
 
-def _read_ours(directory: pathlib.Path) -> Read:
-  about = _load_json(directory / 'model.json')
-  if about.get('format', 0) > FORMAT:
-    raise ValueError(f'{directory}: model.json has format {about["format"]}, this version reads up to {FORMAT}; update distill_jax')
-  name, config = about['model'], about['config']
+def _read_ours(directory: pathlib.Path, name: str, config: Mapping[str, Any], _) -> dict:
   shapes = expected(name, config)
   with _Files([directory / 'params.safetensors']) as files:
     _check(f'{directory}', files.shapes(), shapes)
-    params = tree.unflatten({path: _float32(files.tensor(path)) for path in shapes})
-  return name, _full(name, config), params
+    return tree.unflatten({path: _float32(files.tensor(path)) for path in shapes})
 
 
-def _read_hf(directory: pathlib.Path) -> Read:
-  hf = _load_json(directory / 'config.json')
-  family = families.of_hf(hf, f'{directory}')
-  config = _full('transformer', family.config_in(hf))
-  shapes = expected('transformer', config)
+def _read_hf(directory: pathlib.Path, name: str, config: Mapping[str, Any], family: families.Family) -> dict:
+  shapes = expected(name, config)
   wanted = families.names(family, config, tuple(shapes))
+  skipped = (*family.skipped, *((r'lm_head\.weight',) if config['tied'] else ()))
   with _Files(_hf_files(directory)) as files:
     held = files.shapes()
-    prefix = '' if any(name.startswith(family.prefix) for name in held) else family.prefix
-    needed = {name for rows in wanted.values() for _, name in rows}
-    skipped = (*family.skipped, *(('lm_head.weight',) if config['tied'] else ()))
-    _check_names(f'{directory}', {prefix + name for name in held} | needed & set(held), needed, skipped)
+    bare = not any(name.startswith(family.prefix) for name in held)
+    names = {family.prefix + name if bare and not name.startswith('lm_head') else name: name for name in held}
+    _check_names(f'{directory}', names, {name for rows in wanted.values() for _, name in rows}, skipped)
 
-    def part(row, name):
-      return families.ours(row, files.tensor(name if name in held else name.removeprefix(prefix)))
+    def weight(path):
+      shape, stacked = shapes[path], path.startswith('layers/')
+      found = []
+      for row, name in wanted[path]:
+        found.append(families.ours(row, files.tensor(names[name])))
+        if found[-1].shape != shape[stacked:]:
+          raise ValueError(f'{directory}: {name} gives {path} the shape {found[-1].shape}, by config.json it is {shape[stacked:]}')
+      return _float32(np.stack(found) if stacked else found[0])
 
-    flat = {}
-    for path, rows in wanted.items():
-      found = [part(row, name) for row, name in rows]
-      flat[path] = np.stack(found) if path.startswith('layers/') else found[0]
-      if flat[path].shape != shapes[path]:
-        raise ValueError(f'{directory}: {rows[0][1]} gives {path} the shape {flat[path].shape}, config.json says {shapes[path]}')
-      flat[path] = _float32(flat[path])
-  return 'transformer', config, tree.unflatten(flat)
+    return tree.unflatten({path: weight(path) for path in shapes})
 
 
 def _theirs(family: families.Family, config: Mapping[str, Any], flat: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
