@@ -8,7 +8,7 @@
 
 Chain-of-thought distillation as in Magister et al. 2022 (arXiv 2212.08410) and Ho et al. 2022 (arXiv 2212.10071), the student trained on
 the kept rationales with cross-entropy and the teacher's top-k targets (Hinton et al. 2015). Controls: the same student, same steps, on
-answers only; the untrained student; the teacher. Own data, teacher and student: see README.md.
+answers only (as many steps, about as many examples a step); the untrained student; the teacher. Own data, teacher and student: see README.md.
 Laptop size: generated problems and a teacher of 1.4 M parameters; figures reached and times in configs/README.md.
 """
 from ml_collections import ConfigDict
@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 HELD_OUT = ('test', 'test_range', 'test_family')
 LAPTOP = dict(
     counts=dict(train=2500), task_seed=1, splits=HELD_OUT, teacher='bundled:teacher', base='bundled:student', samples=2, temperature=0.7,
-    max_new_tokens=112, length=256, k=16, steps=1000, batch=8, lr=3e-3, warmup=50, generate_batch=256, evaluate_batch=100, save=200, log=10,
+    max_new_tokens=112, length=256, answers_length=128, k=16, steps=1000, batch=8, lr=3e-3, warmup=50, generate_batch=256, evaluate_batch=100, save=200, log=10,
     validate=None, part=500)
 SIZES = {
     '': LAPTOP,
@@ -25,7 +25,7 @@ SIZES = {
         generate_batch=16, evaluate_batch=4, save=2, log=1, part=4)},
     'full': {**LAPTOP, **dict(
         source='openai/gsm8k', counts=None, task_seed=0, splits=('test',), teacher='Qwen/Qwen2.5-7B-Instruct', base='Qwen/Qwen2.5-0.5B', samples=8,
-        max_new_tokens=320, length=1024, k=64, steps=3000, batch=128, lr=1e-5, warmup=100, generate_batch=1024, evaluate_batch=1024, save=500,
+        max_new_tokens=320, length=1024, answers_length=512, k=64, steps=3000, batch=128, lr=1e-5, warmup=100, generate_batch=1024, evaluate_batch=1024, save=500,
         validate=dict(every=500, metric='accuracy', split='dev', count=256, patience=3, max_new_tokens=320), part=512)},
 }
 
@@ -67,10 +67,11 @@ def get_config(size: str = '') -> ConfigDict:
           stage='label', of=['grade'], roles=dict(student='base', teacher='teacher'), method=method, length=s['length'],
           how=dict(batch=min(s['generate_batch'], 64))),
       distill=dict(**training, of=['label'], roles=dict(student='base'), task='gsm8k', method=method, title='distilled (CoT + KD)'),
-      answers=dict(**training, of=['grade'], roles=dict(student='base'), task='answers_only', target='gold', method=dict(method='sft'),
+      # answers are shorter: at half the row length a step holds as many examples as one of the distilled student
+      answers=dict(**{**training, 'length': s['answers_length']}, of=['grade'], roles=dict(student='base'), task='answers_only', target='gold', method=dict(method='sft'),
                    title='answers only'),
       evaluate_teacher=dict(**answering, roles=dict(teacher='teacher'), title='teacher'),
-      evaluate_teacher_calculator=dict(**answering, roles=dict(teacher='teacher'), calculator=True, title='teacher, with calculator'),
+      evaluate_teacher_calculator=dict(**{**answering, 'splits': s['splits'][:1]}, roles=dict(teacher='teacher'), calculator=True, title='teacher, with calculator'),
       evaluate_distilled=dict(**answering, roles=dict(student='distilled'), title='distilled (CoT + KD)'),
       evaluate_answers=dict(**answering, roles=dict(student='answers_only'), title='answers only'),
       evaluate_untrained=dict(**answering, roles=dict(student='base'), title='untrained student'),
