@@ -21,7 +21,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / 'shared'
 
 
-@pytest.fixture
+@pytest.fixture(scope='session')
 def shared() -> pathlib.Path:
   """The folder of real data and small real models beside the checkout; the test skips where it is absent."""
   if not SHARED.is_dir():

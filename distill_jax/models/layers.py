@@ -132,7 +132,7 @@ def drop(x_BTD: Array, key_B: Array | None, rate: float, *site: Array | int) -> 
 
 
 class Attention(nnx.Module):
-  """Grouped-query self-attention. `store` keeps this call's keys and values and returns those that may be attended."""
+  """Grouped-query self-attention. `store(k, v)` keeps this call's keys and values -> (all keys, all values, what is kept)."""
 
   def __init__(self, config: Mapping[str, Any], *, rngs: nnx.Rngs):
     width, bias = config['width'], bool(config['attention_bias'])
@@ -144,13 +144,13 @@ class Attention(nnx.Module):
     self.o = Linear(heads * self.head_dim, width, bias=config['attention_bias'] is True, rngs=rngs,
                     spread=spread(config, heads * self.head_dim, into_residual=True))
 
-  def __call__(self, x_BTD: Array, mask_BTS: Array, turn, store) -> Array:
+  def __call__(self, x_BTD: Array, mask_BTS: Array, turn, store) -> tuple[Array, Any]:
     B, T, _ = x_BTD.shape
     q, k, v = (part(x_BTD).reshape(B, T, -1, self.head_dim).transpose(0, 2, 1, 3) for part in (self.q, self.k, self.v))
     if turn is not None:
       q, k = rotate(q, turn), rotate(k, turn)
-    k, v = store(k, v)
-    return self.o(attend(q, k, v, mask_BTS).transpose(0, 2, 1, 3).reshape(B, T, -1))
+    k, v, kept = store(k, v)
+    return self.o(attend(q, k, v, mask_BTS).transpose(0, 2, 1, 3).reshape(B, T, -1)), kept
 
 
 class Mlp(nnx.Module):
@@ -179,7 +179,8 @@ class Block(nnx.Module):
     self.mlp_norm = Norm(config['width'], **norm)
     self.mlp = Mlp(config, rngs=rngs)
 
-  def __call__(self, x: Array, mask_BTS: Array, turn, store, key_B: Array | None, number: Array | int) -> Array:
-    """`number`: which layer this is; dropout keys are folded with it. Number 0's sites follow the embedding's."""
-    x = x + drop(self.attention(self.attention_norm(x), mask_BTS, turn, store), key_B, self.dropout, number + 1, 0)
-    return x + drop(self.mlp(self.mlp_norm(x)), key_B, self.dropout, number + 1, 1)
+  def __call__(self, x: Array, mask_BTS: Array, turn, store, key_B: Array | None, number: Array | int) -> tuple[Array, Any]:
+    """(x, what `store` kept). `number`: which layer this is; dropout keys are folded with it, the embedding's with 0."""
+    y, kept = self.attention(self.attention_norm(x), mask_BTS, turn, store)
+    x = x + drop(y, key_B, self.dropout, number + 1, 0)
+    return x + drop(self.mlp(self.mlp_norm(x)), key_B, self.dropout, number + 1, 1), kept

@@ -205,15 +205,7 @@ def _layers(config, params, x, masks, turn, key_B, cache, keep):
 
   def block(x, kv, weights, kind, number):
     store = functools.partial(_store, kv, number, cache and cache['index'])
-    held = []
-
-    def remember(k, v):
-      k, v, *new = store(k, v)
-      held.extend(new)
-      return k, v
-
-    x = nnx.merge(graph, weights)(x, masks[kind], turn, remember, key_B, number)
-    return x, held[0]
+    return nnx.merge(graph, weights)(x, masks[kind], turn, store, key_B, number)
 
   def period(carry, scanned):
     x, kv = carry
