@@ -44,7 +44,7 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bits(tmp_path):
   for _ in range(200):
     process = start(tmp_path / 'killed')
     try:
-      wait = moments.uniform(0.1 * seconds, 0.4 * seconds) if kills < int(os.environ.get('KILLS', '10')) else 1200
+      wait = moments.uniform(0.1 * seconds, 0.25 * seconds) if kills < int(os.environ.get('KILLS', '10')) else 1200
       said = process.communicate(timeout=wait)[0]
     except subprocess.TimeoutExpired:
       os.killpg(process.pid, signal.SIGKILL)
