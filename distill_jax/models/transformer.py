@@ -145,6 +145,7 @@ def _cache(config: Mapping[str, Any], rows: int, length: int, dtype=None) -> dic
   """An empty decoding cache of `length` slots a row, the same slots for all rows: prompts are left padded.
 
   k, v [layers, rows, kv_heads, length, head_dim]; segments int32 [rows, length], 0 where nothing stands; index int32 [], the next slot.
+  Whoever decodes keeps index below `length`: a full cache would overwrite its last slots.
   """
   shape = (config['layers'], rows, config['kv_heads'], length, config['head_dim'])
   dtype = dtype or config['dtype']
