@@ -33,20 +33,17 @@ class Case:
 
 
 KD4 = (('k', 4),)
-CASES = [
-    Case('sft', 'llama', 'float32'), Case('sft', 'gpt2', 'float32'), Case('sft', 'llama', 'bfloat16'), Case('sft', 'gpt2', 'bfloat16'),
-    Case('logit_kd', 'llama', 'float32'), Case('logit_kd', 'gpt2', 'float32'), Case('logit_kd', 'llama', 'bfloat16'),
-    Case('logit_kd', 'gpt2', 'bfloat16'),
-    Case('logit_kd', 'llama', 'float32', KD4), Case('logit_kd', 'gpt2', 'bfloat16', KD4),
-    Case('contrast', 'gpt2', 'float32'), Case('contrast', 'llama', 'bfloat16'),
-    Case('reinforce', 'llama', 'float32'), Case('reinforce', 'gpt2', 'bfloat16'),
-]
 FIRST = [Case('sft', 'llama', 'float32'), Case('logit_kd', 'gpt2', 'float32'), Case('logit_kd', 'llama', 'float32', KD4),
          Case('contrast', 'gpt2', 'float32'), Case('reinforce', 'llama', 'float32')]
+HALF = [Case('sft', 'gpt2', 'bfloat16'), Case('logit_kd', 'llama', 'bfloat16'), Case('logit_kd', 'gpt2', 'bfloat16', KD4)]
+# the other pairs of shape and dtype: `pytest -m slow`
+REST = [Case('sft', 'gpt2', 'float32'), Case('sft', 'llama', 'bfloat16'), Case('logit_kd', 'llama', 'float32'),
+        Case('logit_kd', 'gpt2', 'bfloat16'), Case('contrast', 'llama', 'bfloat16'), Case('reinforce', 'gpt2', 'bfloat16')]
+CASES = FIRST + HALF + REST
 
 
 def over(cases):
-  return pytest.mark.parametrize('case', cases, ids=str)
+  return pytest.mark.parametrize('case', [pytest.param(case, marks=[pytest.mark.slow] * (case in REST)) for case in cases], ids=str)
 
 
 class Outcome(NamedTuple):

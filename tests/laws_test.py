@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import (BOUND, CASES, FIRST, KD4, KEY, Case, Outcome, assert_near, assert_same, inputs, labels_of, made, mesh_of, over, plain,
+from cases import (BOUND, CASES, FIRST, HALF, KEY, Case, Outcome, assert_near, assert_same, inputs, labels_of, made, mesh_of, over, plain,
                    plain_of, reference, remembering, run, step_of)
 
 from distill_jax.core import mesh as mesh_lib, tree
@@ -67,8 +67,7 @@ def test_2_share_of_one_row():
   assert_near(Outcome(*jax.device_get((state.opt, state.params, means, state.memory))), together, BOUND['float32'])
 
 
-LABELLED = [*(case for case in FIRST if case.name in ('logit_kd', 'reinforce')), Case('logit_kd', 'llama', 'bfloat16'),
-            Case('logit_kd', 'gpt2', 'bfloat16', KD4)]
+LABELLED = [case for case in FIRST + HALF if case.name in ('logit_kd', 'reinforce')]
 
 
 @over(LABELLED)
@@ -235,8 +234,7 @@ def test_8_order(case):
   assert_near(reference(case), run(case, batch=jax.tree.map(lambda x: x[order], made(case).batch)), BOUND[case.dtype], memory=False)
 
 
-@over([Case('sft', 'llama', 'float32'), Case('sft', 'gpt2', 'float32'), Case('logit_kd', 'llama', 'float32'),
-       Case('logit_kd', 'gpt2', 'bfloat16', KD4), Case('reinforce', 'llama', 'float32')])
+@over([FIRST[0], FIRST[1], HALF[2], FIRST[4]])
 def test_9_packed_is_unpacked(case):
   """Neighbours in a row do not see each other."""
   one = made(case)
