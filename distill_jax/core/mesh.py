@@ -1,6 +1,8 @@
 """The device mesh and the one table that maps logical axes to it."""
+import contextlib
+import contextvars
 import math
-from typing import Any, Mapping, Sequence
+from typing import Any, Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -73,3 +75,47 @@ def of_params(mesh: Mesh, params, table: Sequence[tuple[str, str]], rules: Mappi
 def row_count(mesh: Mesh) -> int:
   """Into how many pieces the rows of a batch are cut."""
   return mesh.shape['data'] * mesh.shape['fsdp']
+
+
+# the mesh that functions being traced compute on, and the rules that hold there
+_HERE: contextvars.ContextVar[tuple[Mesh | None, Mapping[str, Any]]] = contextvars.ContextVar('mesh', default=(None, RULES))
+
+
+@contextlib.contextmanager
+def on(mesh: Mesh | None, rules: Mapping[str, Any] | None = None) -> Iterator[None]:
+  """While a function is traced: `constrain` and `pieces` below it speak of this mesh, by these rules (default: those that hold)."""
+  before = _HERE.get()
+  token = _HERE.set((mesh, before[1] if rules is None else {**RULES, **rules}))
+  try:
+    yield
+  finally:
+    _HERE.reset(token)
+
+
+def constrain(x: jax.Array, *axes: str | tuple[str, ...] | None) -> jax.Array:
+  """`x` laid out by the logical axes of its dimensions (a tuple: by all of them), on the mesh of `on`; as it is where there is none.
+
+  A dimension that its mesh axes do not divide is not cut, nor is one whose mesh axes an earlier dimension uses.
+  """
+  mesh = _HERE.get()[0]
+  if mesh is None or mesh.size == 1:
+    return x
+  used, parts = set(), []
+  for size, axis in zip(x.shape, axes, strict=True):
+    names = sum((_mesh_axes(one) for one in ((axis,) if isinstance(axis, str) else axis or ())), ())
+    fits = names and size % math.prod(mesh.shape[name] for name in names) == 0 and not used & set(names)
+    parts.append(names if fits else None)
+    used |= set(names) if fits else set()
+  return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*parts)))
+
+
+def pieces(axis: str) -> int:
+  """Into how many pieces a logical axis is cut on the mesh of `on`; 1 where there is none."""
+  mesh = _HERE.get()[0]
+  return 1 if mesh is None else math.prod(mesh.shape[name] for name in _mesh_axes(axis))
+
+
+def _mesh_axes(axis: str) -> tuple[str, ...]:
+  """The mesh axes of a logical one, by the rules that hold."""
+  names = _HERE.get()[1][axis]
+  return () if names is None else (names,) if isinstance(names, str) else tuple(names)

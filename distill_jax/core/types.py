@@ -22,14 +22,19 @@ class Head(NamedTuple):
 
   def logits(self, hidden: Array) -> Array:
     """float32 logits [..., V] of hidden states [..., D]."""
-    logits = jnp.einsum('...d,dv->...v', hidden, self.weight_DV.astype(hidden.dtype), preferred_element_type=jnp.float32)
-    if self.bias_V is not None:
-      logits = logits + self.bias_V.astype(jnp.float32).reshape((1,) * (logits.ndim - 1) + (-1,))
-    if self.scale is not None:
-      logits = logits * self.scale
-    if self.cap is not None:
-      logits = self.cap * jnp.tanh(logits / self.cap)
-    return logits
+    return self.finish(self.product(hidden))
+
+  def product(self, hidden: Array) -> Array:
+    """The matrix product, in the dtype of `hidden`, and the bias: float32 [..., V]."""
+    product = jnp.einsum('...d,dv->...v', hidden, self.weight_DV.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    if self.bias_V is None:
+      return product
+    return product + self.bias_V.astype(jnp.float32).reshape((1,) * (product.ndim - 1) + (-1,))
+
+  def finish(self, product: Array) -> Array:
+    """What follows: scale and cap."""
+    logits = product if self.scale is None else product * self.scale
+    return logits if self.cap is None else self.cap * jnp.tanh(logits / self.cap)
 
 
 class Model(NamedTuple):

@@ -11,13 +11,15 @@ What holds for every function of this file:
 * A row that is -inf everywhere has no distribution and counts 0.
 * Sums have the form  sum p (log p - log q) - p + q,  which equals KL for normalised p and q and is >= 0 term by term; where p and q are
   equal its value is 0 and its gradient cancels within each entry, to one rounding of p.
-* Gradients flow to both arguments; whoever wants a frozen teacher stops its gradient.
+* Gradients flow to both arguments (of top_k_kl to the student's); whoever wants a frozen teacher stops its gradient. Those of the plain
+  KLs are written out: they need the logits only, nothing of size V is kept between the sweeps.
 """
 import jax
 import jax.numpy as jnp
 
+from distill_jax.losses.distribution import FLOOR, empty, log_sum, scaled
+
 Array = jax.Array
-FLOOR = -1e30      # stands for log 0 where -inf would make NaN gradients
 ROUNDING = 1e-6    # less rest mass than this cannot be told from the rounding of a float32 sum
 
 
@@ -27,8 +29,7 @@ def forward_kl(student_logits: Array, teacher_logits: Array, *, temperature: flo
   student_logits, teacher_logits: [..., V] -> float32 [...], in nats. Makes the student cover all the teacher does.
   +inf where the teacher has mass on an id with student logit -inf.
   """
-  ls, lt = _log_probs(student_logits, temperature), _log_probs(teacher_logits, temperature)
-  return _scale_back(_kl(lt, ls), ls, lt, temperature)
+  return _kl_of_logits(scaled(teacher_logits, temperature), scaled(student_logits, temperature)) * temperature ** 2
 
 
 def reverse_kl(student_logits: Array, teacher_logits: Array, *, temperature: float = 1.0) -> Array:
@@ -37,8 +38,7 @@ def reverse_kl(student_logits: Array, teacher_logits: Array, *, temperature: flo
   student_logits, teacher_logits: [..., V] -> float32 [...], in nats. Makes the student avoid what the teacher avoids; it may drop modes.
   +inf where the student has mass on an id with teacher logit -inf.
   """
-  ls, lt = _log_probs(student_logits, temperature), _log_probs(teacher_logits, temperature)
-  return _scale_back(_kl(ls, lt), ls, lt, temperature)
+  return _kl_of_logits(scaled(student_logits, temperature), scaled(teacher_logits, temperature)) * temperature ** 2
 
 
 def jsd(student_logits: Array, teacher_logits: Array, *, beta: float, temperature: float = 1.0) -> Array:
@@ -73,23 +73,10 @@ def top_k_kl(student_logits: Array, teacher_ids: Array, teacher_logps: Array, *,
   then belongs to the rest; teacher_logps [..., K]: log-probabilities of the FULL softmax at `temperature`, not renormalised
   -> float32 [...], nats. By the data-processing inequality it never exceeds forward_kl and equals it when all V ids are kept.
   Hazard: renormalising both sides over the K ids, as is often done, gives loss 0 to a student with 99 % of its mass elsewhere.
+  No gradient flows to teacher_logps: they are data.
   The student's rest mass is summed over the other logits, not taken as 1 - sum, which has no digits left when it is small.
   """
-  logits = _scaled(student_logits, temperature)
-  size = logits.shape[-1]
-  present = (teacher_ids >= 0) & (teacher_ids < size) & (teacher_logps > FLOOR)
-  lt = jnp.where(present, jnp.where(present, teacher_logps.astype(jnp.float32), 0.0), FLOOR)
-  mass = jnp.sum(jnp.exp(lt), axis=-1, keepdims=True)
-  rest = jnp.where(mass < 1 - ROUNDING, 1 - mass, 0.0)
-  lt_rest = jnp.where(rest > 0, jnp.log(jnp.where(rest > 0, rest, 1.0)), FLOOR)
-
-  total = _log_sum(logits)
-  chosen = jnp.take_along_axis(logits, jnp.where(present, teacher_ids, 0), axis=-1)
-  ls = jnp.where(present & (chosen != FLOOR), chosen - total, FLOOR)
-  others = _log_sum(_drop_ids(logits, jnp.where(present, teacher_ids, size)))
-  ls_rest = jnp.where(others != FLOOR, others - total, FLOOR)
-  lt, ls = jnp.concatenate([lt, lt_rest], axis=-1), jnp.concatenate([ls, ls_rest], axis=-1)
-  return _scale_back(_kl(lt, ls), ls, lt, temperature)
+  return _top_k_kl(scaled(student_logits, temperature), teacher_ids, teacher_logps) * temperature ** 2
 
 
 def _inside(name: str, value, remedy: str) -> None:
@@ -97,28 +84,101 @@ def _inside(name: str, value, remedy: str) -> None:
     raise ValueError(f'{name} must lie strictly between 0 and 1, got {value}; {remedy}')
 
 
-def _scaled(logits: Array, temperature) -> Array:
-  """float32 logits / temperature, with FLOOR in place of -inf."""
-  if isinstance(temperature, (int, float)) and not temperature > 0:
-    raise ValueError(f'temperature must be above 0, got {temperature}')
-  logits = logits.astype(jnp.float32)
-  dead = logits / temperature <= FLOOR
-  return jnp.where(dead, FLOOR, jnp.where(dead, 0.0, logits) / temperature)
+@jax.custom_vjp
+def _kl_of_logits(z_p: Array, z_q: Array) -> Array:
+  """KL(P || Q) of scaled logits, see the head of this file; 0 where a side has no distribution."""
+  total_p, total_q = log_sum(z_p), log_sum(z_q)
+  lp, lq = z_p - total_p, z_q - total_q
+  p = jnp.exp(lp)
+  terms = jnp.where((z_q == FLOOR) & (p > 0), jnp.inf, p * (lp - lq))
+  value = jnp.sum(terms - p + jnp.exp(lq), axis=-1)
+  return jnp.where(jnp.squeeze(empty(total_p) | empty(total_q), -1), 0.0, value)
 
 
-def _log_sum(logits: Array) -> Array:
-  """log sum exp over the last axis, kept as 1; FLOOR entries count nothing; FLOOR where there is nothing else."""
-  dead = logits == FLOOR
-  top = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
-  top = jnp.where(top == FLOOR, 0.0, top)
-  total = jnp.sum(jnp.where(dead, 0.0, jnp.exp(jnp.where(dead, 0.0, logits - top))), axis=-1, keepdims=True)
-  return jnp.where(total == 0, FLOOR, jnp.log(jnp.where(total == 0, 1.0, total)) + top)
+def _kl_forward(z_p, z_q):
+  return _kl_of_logits(z_p, z_q), (z_p, z_q)
+
+
+def _kl_backward(kept, given):
+  """d/dz_q = q (1 - lost) - p_b and d/dz_p = u - p sum(u), u = p (log p - log q) on b, -p elsewhere.
+
+  b: the ids that Q can reach; lost: P's mass on the others.
+  """
+  z_p, z_q = kept
+  total_p, total_q = log_sum(z_p), log_sum(z_q)
+  lp, lq = z_p - total_p, z_q - total_q
+  p, q, dead = jnp.exp(lp), jnp.exp(lq), z_q == FLOOR
+  given = jnp.where(empty(total_p) | empty(total_q), 0.0, given[..., None])
+  u = jnp.where(dead, -p, p * (lp - lq))
+  to_p = u - p * jnp.sum(u, axis=-1, keepdims=True)
+  to_q = q * (1 - jnp.sum(jnp.where(dead, p, 0.0), axis=-1, keepdims=True)) - jnp.where(dead, 0.0, p)
+  return given * to_p, given * to_q
+
+
+_kl_of_logits.defvjp(_kl_forward, _kl_backward)
+
+
+def _kept(size: int, ids: Array, logps: Array) -> tuple[Array, Array, Array, Array]:
+  """(present [..., K], log t [..., K], log of the rest [..., 1], both FLOOR where nothing is, rest [..., 1]) of top-k targets."""
+  present = (ids >= 0) & (ids < size) & (logps > FLOOR)
+  lt = jnp.where(present, jnp.where(present, logps.astype(jnp.float32), 0.0), FLOOR)
+  mass = jnp.sum(jnp.exp(lt), axis=-1, keepdims=True)
+  rest = jnp.where(mass < 1 - ROUNDING, 1 - mass, 0.0)
+  return present, lt, jnp.where(rest > 0, jnp.log(jnp.where(rest > 0, rest, 1.0)), FLOOR), rest
+
+
+def _spread(size: int, ids: Array, present: Array, lt: Array) -> Array:
+  """The kept probabilities at their ids, [..., V]; -1 at ids that are not kept."""
+  put = lambda row, ids, values: row.at[ids].set(values, mode='drop')
+  for _ in range(ids.ndim - 1):      # row by row, not over flat rows: the compiler then sees that rows stay where they lie
+    put = jax.vmap(put)
+  return put(jnp.full(ids.shape[:-1] + (size,), -1.0), jnp.where(present, ids, size), jnp.exp(lt))
+
+
+@jax.custom_vjp
+def _top_k_kl(z: Array, ids: Array, logps: Array) -> Array:
+  """The value of `top_k_kl` of scaled logits, before its temperature ** 2."""
+  return _top_k_forward(z, ids, logps)[0]
+
+
+def _top_k_forward(z, ids, logps):
+  size = z.shape[-1]
+  present, lt, lt_rest, _ = _kept(size, ids, logps)
+  total = log_sum(z)
+  others = log_sum(jnp.where(_spread(size, ids, present, lt) < 0, z, FLOOR))
+  chosen = jnp.take_along_axis(z, jnp.where(present, ids, 0), axis=-1)
+  ls = jnp.where(present & (chosen != FLOOR), chosen - total, FLOOR)
+  ls_rest = jnp.where(empty(others), FLOOR, others - total)
+  value = _kl(jnp.concatenate([lt, lt_rest], axis=-1), jnp.concatenate([ls, ls_rest], axis=-1))
+  return jnp.where(empty(jnp.squeeze(total, -1)), 0.0, value), (z, ids, logps)
+
+
+def _top_k_backward(kept, given):
+  """d/dz = s P_b - t at kept ids, s P_b - t_rest w elsewhere.
+
+  w: the share of an id in the student's rest mass; P_b: the teacher's mass in classes that the student can reach.
+  """
+  z, ids, logps = kept
+  size = z.shape[-1]
+  present, lt, _, rest = _kept(size, ids, logps)
+  t = _spread(size, ids, present, lt)
+  total = log_sum(z)
+  dead, tail = z == FLOOR, t < 0
+  others = log_sum(jnp.where(tail, z, FLOOR))
+  rest = jnp.where(empty(others), 0.0, rest)
+  reached = jnp.sum(jnp.where(dead | tail, 0.0, t), axis=-1, keepdims=True) + rest
+  target = jnp.where(tail, rest * jnp.exp(jnp.minimum(z - others, 0.0)), t)
+  given = jnp.where(empty(total), 0.0, given[..., None])
+  return given * jnp.where(dead, 0.0, jnp.exp(z - total) * reached - target), None, None
+
+
+_top_k_kl.defvjp(_top_k_forward, _top_k_backward)
 
 
 def _log_probs(logits: Array, temperature) -> Array:
   """log softmax(logits / temperature), FLOOR where the probability is exactly 0."""
-  logits = _scaled(logits, temperature)
-  return jnp.where(logits == FLOOR, FLOOR, logits - _log_sum(logits))
+  z = scaled(logits, temperature)
+  return jnp.where(z == FLOOR, FLOOR, z - log_sum(z))
 
 
 def _kl(lp: Array, lq: Array) -> Array:
@@ -131,8 +191,8 @@ def _kl(lp: Array, lq: Array) -> Array:
 
 def _scale_back(value: Array, ls: Array, lt: Array, temperature) -> Array:
   """`value` times temperature ** 2, 0 where a side has no distribution."""
-  empty = (jnp.max(ls, axis=-1) == FLOOR) | (jnp.max(lt, axis=-1) == FLOOR)
-  return jnp.where(empty, 0.0, value) * temperature ** 2
+  nothing = (jnp.max(ls, axis=-1) == FLOOR) | (jnp.max(lt, axis=-1) == FLOOR)
+  return jnp.where(nothing, 0.0, value) * temperature ** 2
 
 
 def _log_mixture(la: Array, lb: Array, weight_a) -> Array:
@@ -143,11 +203,3 @@ def _log_mixture(la: Array, lb: Array, weight_a) -> Array:
   none = high == FLOOR
   gap = jnp.where(low == FLOOR, -200.0, jnp.where(none, 0.0, low - high))
   return jnp.where(none, FLOOR, high + jnp.log1p(weight_low * jnp.expm1(gap)))
-
-
-def _drop_ids(logits: Array, ids: Array) -> Array:
-  """`logits` [..., V] with FLOOR at the given ids [..., K]; ids outside the vocabulary drop nothing."""
-  drop = lambda row, out: row.at[out].set(FLOOR, mode='drop')
-  for _ in range(logits.ndim - 1):      # row by row, not over flat rows: the compiler then sees that rows stay where they lie
-    drop = jax.vmap(drop)
-  return drop(logits, ids)

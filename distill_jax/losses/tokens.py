@@ -1,4 +1,4 @@
-"""Losses per token, and the one place where hidden states become logits.
+"""Losses per token, and the one place where hidden states become logits: a chunk of tokens at a time, never a whole [B, L, V].
 
 Shape suffixes: B rows, L tokens of a row, D width, V vocabulary.
 """
@@ -7,73 +7,93 @@ from typing import Any, Callable, Mapping
 import jax
 import jax.numpy as jnp
 
+from distill_jax.core import mesh as mesh_lib
+from distill_jax.core.mean import Mean
+from distill_jax.losses import distribution, sweep
+
 Array = jax.Array
 
 
+@jax.custom_vjp
 def cross_entropy(logits: Array, targets: Array) -> Array:
   """-log softmax(logits)[target]: logits [..., V], int targets [...] -> float32 [...], nats. Never reduced, never shifted.
 
   Logits of -inf are probability 0: +inf as the target, with finite gradients everywhere. Hazard: a target outside 0..V-1 gives NaN,
   loudly, not a wrapped or clipped index; no id stands for 'ignore': that is what weights are for.
   """
-  logits = logits.astype(jnp.float32)
-  size = logits.shape[-1]
+  return _cross_entropy_forward(logits, targets)[0]
+
+
+def _cross_entropy_forward(logits, targets):
+  z = distribution.scaled(logits)
+  total = jnp.squeeze(distribution.log_sum(z), -1)
+  chosen = distribution.at(z, targets)
+  value = jnp.where(distribution.empty(chosen), jnp.inf, jnp.where(distribution.empty(total), 0.0, total) - chosen)
+  return jnp.where((targets >= 0) & (targets < logits.shape[-1]), value, jnp.nan), (logits, targets)
+
+
+def _cross_entropy_backward(kept, given):
+  """softmax(logits) - one hot."""
+  logits, targets = kept
+  z = distribution.scaled(logits)
+  total = distribution.log_sum(z)
   ids = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
-  # a select and a sum, not a gather: it fuses, its gradient is no scatter, and it splits over a sharded vocabulary
-  chosen = jnp.sum(jnp.where(ids == targets[..., None], logits, 0.0), axis=-1)
-  chosen = jnp.where((targets >= 0) & (targets < size), chosen, jnp.nan)
-  top = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
-  none = top == -jnp.inf
-  top = jnp.where(none, 0.0, top)
-  total = jnp.sum(jnp.exp(logits - top), axis=-1, keepdims=True)
-  log_total = jnp.where(none, 0.0, jnp.log(jnp.where(none, 1.0, total)) + top)
-  return jnp.squeeze(log_total, -1) - chosen
+  share = jnp.where(distribution.empty(total), 0.0, jnp.exp(z - total))
+  return (given[..., None] * (share - (ids == targets[..., None]))).astype(logits.dtype), None
 
 
-def per_token(function: Callable[..., Any], weights_BL: Array, student: Mapping[str, Any], *others: Any) -> Any:
-  """`function(student_logits, *others)` at every token: -> float32 [B, L] (or a dict of them), 0 where the weight is 0.
+cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)
 
-  student and others: what `Model.apply` returned ('hidden' [B, L, D] and 'head'; given to `function` as logits [B, L, V]), or label
-  arrays [B, L, ...] and dicts of them, given as they are. `function` maps [B, L, V], ... -> [B, L], or a dict of such
-  arrays: all that one method wants of the logits is asked for in one call.
 
-  Everything under weight 0 is replaced by zeros before `function` sees it, so neither values nor gradients depend on it, NaN included.
-  Where outs differ in the width of their vocabulary (padded to other multiples), ids that one side lacks get -inf on every side.
-  Outs of one shared width pass as they are. Methods take token losses from here only, so that the head may come in chunks one day.
+def correct(logits: Array, targets: Array) -> Array:
+  """1.0 where no id is likelier than the target (a tie counts), [..., V], int [...] -> float32 [...]; no gradient."""
+  z = distribution.scaled(jax.lax.stop_gradient(logits))
+  return ((distribution.at(z, targets) >= jnp.max(z, axis=-1)) & (targets >= 0) & (targets < z.shape[-1])).astype(jnp.float32)
+
+
+def entropy(logits: Array, *, temperature: float = 1.0) -> Array:
+  """-sum p log p of softmax(logits / temperature), [..., V] -> float32 [...], nats."""
+  z = distribution.scaled(logits, temperature)
+  total = distribution.log_sum(z)
+  return jnp.squeeze(total, -1) - jnp.sum(jnp.exp(z - total) * jnp.where(z > distribution.FLOOR, z, 0.0), axis=-1)
+
+
+def means(function: Callable[..., Mapping[str, Array]], weights_BL: Array, student: Mapping[str, Any], *others: Any,
+          chunk: int | None = None) -> dict[str, Mean]:
+  """{name: Mean} over tokens of `function(student_logits, *others)`, a dict of [...] arrays; its entry 'loss' alone carries a gradient.
+
+  student and others: what `Model.apply` returned ('hidden' [B, L, D] and 'head'; given to `function` as logits [..., V], float32), or
+  label arrays [B, L, ...] and dicts of them, given as they are. The gradient flows to the student's hidden states and head only; it is
+  made in the forward sweep, chunk by chunk, so that no logits are kept or computed twice (as Hsu 2024, arXiv:2410.10989, does for
+  cross-entropy), and summed in float32.
+
+  Tokens of weight 0 come last and whole chunks of them are skipped; what stands there is replaced by zeros before `function` sees it, so
+  neither values nor gradients depend on it, NaN included. Where outs differ in the width of their vocabulary (padded to other
+  multiples), ids that one side lacks get -inf on every side. Methods take token losses from here and `per_token` only.
+  chunk: tokens of a chunk on each device; default: by device and size of the vocabulary.
   """
-  keep_BL = weights_BL > 0
-  values = [_logits(_zero_out(keep_BL, x['hidden']), x['head']) if _is_out(x) else
-            jax.tree.map(lambda leaf: _zero_out(keep_BL, leaf), x) for x in (student, *others)]
-  outs = [i for i, x in enumerate((student, *others)) if _is_out(x)]
-  for i, logits in zip(outs, align([values[i] for i in outs])):
-    values[i] = logits
-  return jax.tree.map(lambda value: jnp.where(keep_BL, value.astype(jnp.float32), 0.0), function(*values))
+  form, said = _parts((student, *others))
+  weights_BL = jax.lax.stop_gradient(jnp.maximum(weights_BL, 0.0))
+  totals = sweep.totals(sweep.What(function, form, chunk), said[0], jax.lax.stop_gradient(said[1:]), weights_BL)
+  return {name: Mean(total, jnp.sum(weights_BL)) for name, total in totals.items()}
 
 
-def align(logits: list[Array]) -> list[Array]:
-  """Arrays [..., V_i] at the widest V, with -inf on all sides at ids that any side lacks; unchanged where all V_i agree."""
-  sizes = [x.shape[-1] for x in logits]
-  if len(set(sizes)) <= 1:
-    return logits
-  return [_widen(x, min(sizes), max(sizes)) for x in logits]
+def per_token(function: Callable[..., Any], weights_BL: Array, student: Mapping[str, Any], *others: Any, chunk: int | None = None) -> Any:
+  """`function(student_logits, *others)` at every token: -> an array [B, L, ...] or a tree of them, 0 where the weight is 0.
+
+  As `means`, but nothing is summed, and gradients flow to every hidden state and head; logits are computed again for them.
+  Float values come as float32.
+  """
+  form, said = _parts((student, *others))
+  outs, labels = ([x if isinstance(x, sweep.Out) == wanted else None for x in said] for wanted in (True, False))
+  return sweep.values(sweep.What(function, form, chunk), outs, labels, weights_BL)
 
 
-def _widen(logits: Array, known: int, size: int) -> Array:
-  pad = [(0, 0)] * (logits.ndim - 1) + [(0, size - logits.shape[-1])]
-  logits = jnp.pad(logits, pad, constant_values=-jnp.inf)
-  ids = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
-  return jnp.where(ids < known, logits, -jnp.inf)
+def _parts(given: tuple) -> tuple[tuple, list]:
+  """(the (scale, cap) of each out, None for labels; Outs and labels)."""
+  form = tuple((x['head'].scale, x['head'].cap) if _is_out(x) else None for x in given)
+  return form, [sweep.Out(x['hidden'], x['head'].weight_DV, x['head'].bias_V) if _is_out(x) else x for x in given]
 
 
 def _is_out(x: Any) -> bool:
   return isinstance(x, Mapping) and 'hidden' in x and 'head' in x
-
-
-def _logits(hidden_BLD: Array, head) -> Array:
-  return head.logits(hidden_BLD)
-
-
-def _zero_out(keep_BL: Array, x: Array) -> Array:
-  """`x` [B, L, ...] with zeros where not `keep_BL`."""
-  keep = keep_BL.reshape(keep_BL.shape + (1,) * (x.ndim - 2))
-  return jnp.where(keep, x, jnp.zeros((), x.dtype))

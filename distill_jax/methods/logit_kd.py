@@ -1,11 +1,10 @@
 """Knowledge distillation on the teacher's next-token distributions, beside cross-entropy (Hinton et al. 2015, arXiv 1503.02531)."""
 import functools
 
-from distill_jax.core.mean import Mean
 from distill_jax.core.types import Method
 from distill_jax.decode import score
 from distill_jax.losses import divergence, tokens
-from distill_jax.methods.sft import hard, penalty, row_keys
+from distill_jax.methods.sft import penalty, row_keys
 
 _OBJECTIVES = {      # name -> (function, the settings it needs)
     'forward_kl': (divergence.forward_kl, ()),
@@ -54,13 +53,15 @@ def logit_kd(roles, *, task=None, text=None, alpha: float = 0.5, temperature: fl
     live = teacher.model.apply(params['teacher'], batch)
     return ({'hidden': marks['hidden'].astype(live['hidden'].dtype), 'head': live['head']},)
 
+  def both(logits, targets, *teacher_says):
+    hard, soft = tokens.cross_entropy(logits, targets), distance(logits, *teacher_says)
+    loss = (1.0 - alpha) * hard + alpha * soft       # of one denominator, so they are one term
+    return {'loss': loss, 'cross_entropy': hard, 'divergence': soft, 'accuracy': tokens.correct(logits, targets)}
+
   def loss(params, batch, key):
     out = student.model.apply(params['student'], batch, key_B=row_keys(key, batch))
-    both = lambda logits, targets, *teacher_says: {**hard(logits, targets), 'divergence': distance(logits, *teacher_says)}
-    values = tokens.per_token(both, batch['weights'], out, batch['targets'], *told(params, batch))
-    means = {name: Mean.of(value, batch['weights']) for name, value in values.items()}
-    terms = {'kd': means['divergence'].scale(alpha), 'hard': means['cross_entropy'].scale(1.0 - alpha), **penalty(out)}
-    return terms, means, {}
+    means = tokens.means(both, batch['weights'], out, batch['targets'], *told(params, batch))
+    return {'distillation': means['loss'], **penalty(out)}, {name: mean for name, mean in means.items() if name != 'loss'}, {}
 
   says = dict(k=k) if k is None else dict(k=k, temperature=float(temperature))
   return Method(loss, None if teacher is None else label, label_settings=says)

@@ -1,5 +1,4 @@
 """Supervised fine-tuning on text somebody wrote: cross-entropy of the target tokens (CoT fine-tuning when the text is a rationale)."""
-import jax
 import jax.numpy as jnp
 
 from distill_jax.core import keys
@@ -17,9 +16,8 @@ def sft(roles, *, task=None, text=None) -> Method:
 
   def loss(params, batch, key):
     out = model.apply(params['student'], batch, key_B=row_keys(key, batch))
-    values = tokens.per_token(hard, batch['weights'], out, batch['targets'])
-    terms = {'cross_entropy': Mean.of(values['cross_entropy'], batch['weights']), **penalty(out)}
-    return terms, {'accuracy': Mean.of(values['accuracy'], batch['weights'])}, {}
+    means = tokens.means(hard, batch['weights'], out, batch['targets'])
+    return {'cross_entropy': means['loss'], **penalty(out)}, {'accuracy': means['accuracy']}, {}
 
   return Method(loss)
 
@@ -30,9 +28,8 @@ def row_keys(key, batch):
 
 
 def hard(logits, targets):
-  """What one-hot targets say of logits [B, L, V]: the cross-entropy, and 1.0 where the most likely token is the target."""
-  right = (jnp.argmax(jax.lax.stop_gradient(logits), -1) == targets).astype(jnp.float32)
-  return {'cross_entropy': tokens.cross_entropy(logits, targets), 'accuracy': right}
+  """What one-hot targets say of logits [..., V]: the cross-entropy, and 1.0 where no id is likelier than the target."""
+  return {'loss': tokens.cross_entropy(logits, targets), 'accuracy': tokens.correct(logits, targets)}
 
 
 def penalty(out):

@@ -8,7 +8,7 @@ import pytest
 
 from distill_jax.core.mean import Mean
 from distill_jax.core.types import Head
-from distill_jax.losses import divergence, tokens
+from distill_jax.losses import divergence, sweep, tokens
 
 INF = -np.inf
 
@@ -129,7 +129,7 @@ def test_vocabularies_of_other_widths(widths):
 
     grads = jax.tree.leaves(jax.grad(total, (0, 1))(student['hidden'], student['head']))
     assert all(np.all(np.isfinite(g)) for g in grads)
-  assert [x.shape[-1] for x in tokens.align(shared + [jnp.zeros((2, 5, 16))])] == [16, 16, 16]
+  assert [x.shape[-1] for x in sweep.align(shared + [jnp.zeros((2, 5, 16))])] == [16, 16, 16]
 
 
 def test_labels_are_not_taken_for_outs():
