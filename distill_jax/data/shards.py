@@ -66,8 +66,11 @@ def has_part(directory, index: int, count: int) -> bool:
   return _find_part(os.fspath(directory), index, count, _read_manifest(directory, missing_ok=True)) is not None
 
 
-def finish(directory, *, count: int, fingerprints: Mapping[str, str], kind: str) -> dict:
-  """Writes the manifest over `count` parts and returns it. ValueError where a part is missing or has other columns than the rest."""
+def finish(directory, *, count: int, fingerprints: Mapping[str, str], kind: str, codec: Mapping[str, Any] | None = None) -> dict:
+  """Writes the manifest over `count` parts and returns it. ValueError where a part is missing or has other columns than the rest.
+
+  codec: name, format version and settings of what encoded the columns, see data/codec.py.
+  """
   directory = os.fspath(directory)
   before = _read_manifest(directory, missing_ok=True)
   parts = [_find_part(directory, i, count, before) for i in range(count)]
@@ -80,7 +83,7 @@ def finish(directory, *, count: int, fingerprints: Mapping[str, str], kind: str)
       raise ValueError(f'{directory}: {part["file"]} has columns {part["schema"]}, but {full[0]["file"]} has {full[0]["schema"]}')
   manifest = dict(format='distill_jax shards', version=VERSION, kind=kind, rows=sum(part['rows'] for part in parts),
                   fingerprints=dict(fingerprints), schema=full[0]['schema'],
-                  parts=[{k: v for k, v in part.items() if k != 'schema'} for part in parts])
+                  parts=[{k: v for k, v in part.items() if k != 'schema'} for part in parts], **({'codec': dict(codec)} if codec else {}))
   with whole.room(directory, MANIFEST, len(whole.canonical(manifest))):
     whole.write_json(os.path.join(directory, MANIFEST), manifest)
   for part in parts:
@@ -175,12 +178,28 @@ class Shards:
   def __iter__(self):
     return (self[i] for i in range(len(self)))
 
+  @property
+  def verified(self) -> tuple[int, int]:
+    """(record batches verified in this process so far, record batches)."""
+    return sum(view is not None for view in self._views), len(self._views)
+
   def verify(self) -> None:
     """Verifies every byte of every part, or raises CorruptShard."""
     for part in self.manifest['parts']:
       self._open(part)
     for batch in range(len(self._where)):
       self._touch(batch)
+
+  def sizes(self) -> dict[str, int]:
+    """Bytes of each column over all rows. Not verified: only lengths are read."""
+    out = dict.fromkeys(self.columns, 0)
+    for part, number in self._where:
+      data, schema = self._open(part)
+      section = part['sections'][number]
+      record = pa.ipc.read_record_batch(data.slice(section['at'], section['bytes']), schema)
+      for i, name in enumerate(schema.names):
+        out[name] += record.column(i).nbytes
+    return out
 
   def dataset(self):
     """The same rows as a memory-mapped `datasets.Dataset`. Everything is verified first, since `datasets` cannot."""
