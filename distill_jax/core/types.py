@@ -37,6 +37,10 @@ class Head(NamedTuple):
     return logits if self.cap is None else self.cap * jnp.tanh(logits / self.cap)
 
 
+def _as_they_are(params):
+  return params
+
+
 class Model(NamedTuple):
   """Pure functions and tables of one network.
 
@@ -44,8 +48,13 @@ class Model(NamedTuple):
   apply(params, batch, *, key_B=None, cache=None, want=()) -> out by name: 'hidden' [B,L,D], 'head' Head, 'penalty' [B] where the
     model has one, 'layers' [n,B,L,D] when wanted, 'cache' when one was given. key_B: one PRNG key a row for dropout; None: no dropout.
   axes: rows (pattern of a weight's path, its logical axes 'embed mlp'); every weight matches exactly one row.
-  cache(rows, length, dtype) -> an empty decoding cache.
+  cache(rows, length, dtype) -> an empty decoding cache: a tree of arrays. Each has an axis that counts rows, those with an entry a token also
+    one that counts slots (both are found by shape), but for what stands under 'index', int32 [], the slot of the next token, and
+    'shared', None or the cache of one row that all rows see first (a model without it is given whole prompts). What stands in a slot
+    says which token it holds, not its place: decoding moves rows between caches and leaves slots empty (zeros) between tokens.
   trainable: patterns of the weights that learn; the rest rides frozen.
+  ready(params) -> params as `apply` with a cache reads them fastest (unstacked, cast, merged); apply takes both. A model made of another
+    one whose params it changes says its own.
   config: the keywords that made it, as plain data.
   """
   init: Callable[[Key], Params]
@@ -54,6 +63,7 @@ class Model(NamedTuple):
   cache: Callable[..., Any]
   trainable: Sequence[str] = ('.*',)
   config: Mapping[str, Any] | None = None
+  ready: Callable[[Params], Params] = _as_they_are
 
 
 class Role(NamedTuple):

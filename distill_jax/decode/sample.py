@@ -1,4 +1,4 @@
-"""Sampling with a cache: one jitted loop, many samples a prompt, randomness by example id.
+"""Sampling with a cache: many samples a prompt, randomness by example id.
 
 `sample` is pure, arrays in and arrays out, for use inside a jit; `write` takes and gives strings, and is where tools and stop strings work.
 
@@ -6,7 +6,7 @@ Shape suffixes: B prompts, P tokens of a prompt, N samples, T new tokens.
 """
 import functools
 import time
-from typing import Any, Callable, Sequence
+from typing import Any, Callable, NamedTuple, Sequence
 
 import jax
 import numpy as np
@@ -14,17 +14,16 @@ from jax.sharding import Mesh, NamedSharding
 
 from distill_jax.core import mesh as mesh_lib
 from distill_jax.core.types import Model, Role
-from distill_jax.decode import loop, watch
+from distill_jax.decode import batching, loop, watch
 from distill_jax.decode.loop import Sampled, Settings
 
 Array = jax.Array
-SHORTEST = 16      # prompt lengths are compiled at powers of two from here on
-STRIDE = 16        # tokens between two looks for stop strings
+ALIKE = 32      # what all prompts begin with is read once in pieces of so many tokens
 
 
 def sample(model: Model, params, prompts_BP: Array, segments_BP: Array, ids_B2: Array, key: Array, *, max_new_tokens: int, samples: int = 1,
            temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0, eos_id: int, pad_id: int, allowed: int | None = None,
-           mesh: Mesh | None = None) -> Sampled:
+           cache_dtype: str | None = None, mesh: Mesh | None = None) -> Sampled:
   """Continues each prompt `samples` times, up to EOS or `max_new_tokens`; pure, to be called under jax.jit.
 
   prompts int32 [B, P], LEFT padded; segments int32 [B, P], 1 on the prompt and 0 on padding; a row of padding only yields no tokens.
@@ -34,98 +33,85 @@ def sample(model: Model, params, prompts_BP: Array, segments_BP: Array, ids_B2: 
   vocabulary). mesh: rows are split over it, params stay as the caller placed them.
   Stop strings and tools that watch the text as it grows need the host: see `write`.
   """
-  settings = loop.check(Settings(max_new_tokens, samples, temperature, top_p, top_k, eos_id, pad_id, allowed))
-  state = loop.start(model, settings, mesh, params, prompts_BP, segments_BP, ids_B2, key)
-  state = loop.advance(model, settings, mesh, params, state, max_new_tokens)
-  return loop.result(settings, state)
+  settings = loop.check(Settings(max_new_tokens, samples, temperature, top_p, top_k, eos_id, pad_id, allowed, cache_dtype))
+  return loop.run(model, settings, mesh, params, prompts_BP, segments_BP, ids_B2, key)
 
 
 def write(role: Role, params, prompts: Sequence[str], ids: Sequence[np.ndarray], key: Array, *, max_new_tokens: int, samples: int = 1,
           temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0, batch: int = 64, stop: Sequence[str] = (),
-          writer: Callable[[str], str] | None = None, length: int | None = None, progress: Callable[[int], None] | None = None,
-          mesh: Mesh | None = None) -> tuple[list[list[dict]], dict]:
+          writer: Callable[[str], str] | None = None, length: int | None = None, cache_dtype: str | None = None,
+          progress: Callable[[int], None] | None = None, mesh: Mesh | None = None) -> tuple[list[list[dict]], dict]:
   """Continues each prompt `samples` times -> (texts by prompt in the given order and by sample, stats).
 
   A text is dict(text, tokens int32 with EOS and without padding, logp: their summed log-probability, finished: ended by EOS or a stop
-  string, reason: 'eos' | 'stop' | 'length'). stats: prompts, texts, tokens, cut_prompts (longer than fits, cut from the left), seconds.
-  ids: the content id of each prompt, uint32 [2]. batch: rows (prompts x samples) at a time; the last batch is filled up, so one shape
-  is compiled for each prompt length: powers of two by each prompt's own length, or `length` for all. Later calls with equal settings
-  compile nothing. stop: a text is cut before the first of these. writer: text so far -> what must stand next ('' for nothing), asked
-  before every token (a step then waits for the host). progress: called with the number of prompts done. mesh: rows are split over it.
+  string, reason: 'eos' | 'stop' | 'length'). stats: prompts, texts, tokens, cut_prompts (longer than fits, cut from the left),
+  shared_tokens (what all prompts begin with and is read once), seconds, tokens_per_second (written ones).
+  ids: the content id of each prompt, uint32 [2]. batch: rows (prompts x samples) that are held at a time; one that has ended makes room
+  for the next text. A prompt is read once for its samples. length: prompts of up to so many tokens are compiled for, longer ones cut
+  (default: the longest of these); calls with equal settings and lengths compile nothing new. Texts at the same compiled shapes are
+  equal up to near-ties, whatever the order and number of prompts. stop: a text is cut before the first of these. writer: text so far ->
+  what must stand next ('' for nothing), asked before every token (a step then waits for the host). cache_dtype: 'float32' | 'bfloat16' |
+  'int8' (a scale a vector); default: the model's. progress: called with the number of prompts done. mesh: rows are split over it.
   """
   began = time.perf_counter()
-  text = role.text
+  text, model = role.text, role.model
   if len(ids) != len(prompts):
     raise ValueError(f'write: {len(prompts)} prompts and {len(ids)} ids; every prompt needs its content id')
   settings = loop.check(Settings(max_new_tokens, samples, float(temperature), float(top_p), int(top_k),
-                                 -1 if text.eos_id is None else text.eos_id, text.pad_id, text.vocab_size))
+                                 -1 if text.eos_id is None else text.eos_id, text.pad_id, text.vocab_size, cache_dtype))
   pieces = watch.Pieces(text) if stop or writer else None
-  rows, cut = _encode(text, prompts, _room(role.model, max_new_tokens, length))
-  static = (_static(role.model), settings, mesh)
-  params, place = _place(role.model, params, mesh)
-  at_once = max(batch // samples, 1)
-  at_once = at_once if mesh is None else -(-at_once // mesh_lib.row_count(mesh)) * mesh_lib.row_count(mesh)
-
-  texts: list[Any] = [None] * len(prompts)
+  room = _room(model, max_new_tokens, length)
+  rows, cut = _encode(text, prompts, room)
+  static = (_static(model), settings, mesh)
+  params, place = _place(model, params, mesh)
+  shared, rest = _share(static, params, rows)
+  longest = max(map(len, rest), default=1) if length is None else room - shared.length
+  sizes = batching.shapes(static[0], settings, params, mesh, batch=batch, longest=longest - 1, texts=len(prompts) * samples)
+  texts: list[list[Any]] = [[None] * samples for _ in prompts]
   done, tokens = 0, 0
-  for width, chosen in _batches([len(r) for r in rows], at_once, length, _room(role.model, max_new_tokens, length)):
-    arrays = place(*_pad([rows[i] for i in chosen], [ids[i] for i in chosen], at_once, width, settings.pad_id))
-    watches = [watch.Watch(pieces, stop) for _ in range(len(chosen) * samples)] if pieces else []
-    out = _run(static, params, arrays, key, watches, writer)
-    for b, i in enumerate(chosen):
-      texts[i] = [_finish(text, settings, out, b, n, watches, stop) for n in range(samples)]
-      tokens += sum(len(t['tokens']) for t in texts[i])
-    done += len(chosen)
-    if progress is not None:
-      progress(done)
+  for out in batching.run(static, params, _ready(static[0], params), rest, ids, key, shared=shared.cache, offset=shared.length, sizes=sizes, place=place,
+                          watching=lambda: watch.Watch(pieces, stop) if pieces else None, writer=writer):
+    texts[out.prompt][out.sample] = _finish(text, settings, out, stop)
+    tokens += len(out.tokens)
+    if all(texts[out.prompt]):
+      done += 1
+      if progress is not None:
+        progress(done)
   seconds = time.perf_counter() - began
-  return texts, dict(prompts=len(prompts), texts=len(prompts) * samples, tokens=tokens, cut_prompts=cut, seconds=seconds)
+  return texts, dict(prompts=len(prompts), texts=len(prompts) * samples, tokens=tokens, cut_prompts=cut, shared_tokens=shared.length, seconds=seconds,
+                     tokens_per_second=tokens / seconds)
 
 
-_start = jax.jit(loop.start, static_argnums=(0, 1, 2))
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(4,))
-def _advance(model, settings, mesh, params, state, until, forced_R, stopped_R):
-  state = loop.advance(model, settings, mesh, params, state, until, forced_R, stopped_R)
-  return state, (state.tokens_RT, state.lengths_R, state.ended_R)
-
-
-def _run(static, params, arrays, key, watches, writer) -> Sampled:
-  """One batch, start to end; with watches, the host looks at every token (a writer) or every few (stop strings)."""
-  settings = static[1]
-  state = _start(*static, params, *arrays, key)
-  rows, T = state.last_R.shape[0], settings.max_new_tokens
-  forced, stopped = np.full(rows, -1, np.int32), np.zeros(rows, bool)
-  stride = 1 if writer else STRIDE if watches else T
-  ended = stopped
-  for until in range(stride, T + stride, stride):
-    if writer:
-      forced = np.array([-1 if r >= len(watches) or ended[r] else watches[r].ask(writer) for r in range(rows)], np.int32)
-    state, seen = _advance(*static, params, state, np.int32(min(until, T)), forced, stopped)
-    if watches:
-      tokens, lengths, ended = (np.asarray(x) for x in seen)
-      for r, each in enumerate(watches):
-        for token in tokens[r, len(each.tokens):lengths[r]].tolist():
-          each.push(token)
-      stopped = np.array([r < len(watches) and watches[r].end is not None for r in range(rows)])
-      ended = ended | stopped
-      if ended.all():
-        break
-  return Sampled(*(np.asarray(x) for x in loop.result(settings, state)))
-
-
-def _finish(text, settings: Settings, out: Sampled, b: int, n: int, watches, stop) -> dict:
-  """One text of a batch as the caller gets it."""
-  end = watches[b * settings.samples + n].end if watches else None
-  length = int(out.lengths_BN[b, n]) if end is None else end
-  tokens = out.tokens_BNT[b, n, :length].astype(np.int32)
-  whole = text.decode(tokens.tolist())
+def _finish(text, settings: Settings, out: batching.Written, stop) -> dict:
+  """One text as the caller gets it."""
+  whole = text.decode(out.tokens)
   shown = watch.cut_at(whole, stop)
-  ended = length > 0 and int(tokens[-1]) == settings.eos_id
-  reason = 'stop' if end is not None or shown != whole else 'eos' if ended else 'length'
-  return dict(text=shown, tokens=tokens, logp=float(out.logps_BNT[b, n, :length].sum(dtype=np.float64)), finished=reason != 'length',
+  ended = bool(out.tokens) and out.tokens[-1] == settings.eos_id
+  reason = 'stop' if out.stopped or shown != whole else 'eos' if ended else 'length'
+  return dict(text=shown, tokens=np.asarray(out.tokens, np.int32), logp=float(np.sum(out.logps, dtype=np.float64)), finished=reason != 'length',
               reason=reason)
+
+
+class Shared(NamedTuple):
+  """What all prompts begin with. cache: of one row, None where nothing is shared; length: its tokens."""
+  cache: Any
+  length: int
+
+
+def _share(static, params, rows: list[list[int]]) -> tuple[Shared, list[list[int]]]:
+  """(the common beginning, read once, what each prompt has behind it, at least one token)."""
+  if len(rows) < 2:
+    return Shared(None, 0), rows
+  first, last = min(rows), max(rows)
+  common = next((i for i, (a, b) in enumerate(zip(first, last)) if a != b), min(len(first), len(last)))
+  common = min(common, min(map(len, rows)) - 1) // ALIKE * ALIKE
+  can = jax.eval_shape(functools.partial(static[0].cache, 1, 1, static[1].cache_dtype))
+  if common == 0 or not (isinstance(can, dict) and 'shared' in can):
+    return Shared(None, 0), rows
+  return Shared(batching._prefix(*static[:2], params, np.asarray(first[:common], np.int32)), common), [row[common:] for row in rows]
+
+
+_ready = jax.jit(lambda model, params: model.ready(params), static_argnums=0)
 
 
 def _room(model: Model, max_new_tokens: int, length: int | None) -> int | None:
@@ -150,24 +136,6 @@ def _encode(text, prompts: Sequence[str], room: int | None) -> tuple[list[list[i
       cut += 1
     rows.append(row)
   return rows, cut
-
-
-def _batches(lengths: Sequence[int], at_once: int, length: int | None, room: int | None):
-  """(compiled prompt length, places of its prompts), batch by batch. A prompt's compiled length depends on its own length alone."""
-  groups: dict[int, list[int]] = {}
-  for i, n in enumerate(lengths):
-    width = max(SHORTEST, 1 << (n - 1).bit_length()) if length is None else length
-    groups.setdefault(width if room is None else min(width, room), []).append(i)
-  return [(width, places[i:i + at_once]) for width, places in sorted(groups.items()) for i in range(0, len(places), at_once)]
-
-
-def _pad(rows, ids, count: int, width: int, pad_id: int):
-  """(prompts [count, width], segments, ids), left padded; rows that are missing hold padding only."""
-  prompts, segments = np.full((count, width), pad_id, np.int32), np.zeros((count, width), np.int32)
-  ids_B2 = np.zeros((count, 2), np.uint32)
-  for b, (row, id_2) in enumerate(zip(rows, ids)):
-    prompts[b, width - len(row):], segments[b, width - len(row):], ids_B2[b] = row, 1, id_2
-  return prompts, segments, ids_B2
 
 
 def _static(model: Model) -> Model:

@@ -12,7 +12,7 @@ from flax import nnx
 from flax.core import FrozenDict
 
 from distill_jax.core.types import Head, Model
-from distill_jax.models import layers as parts
+from distill_jax.models import cache as cache_lib, layers as parts
 
 Array = jax.Array
 
@@ -98,7 +98,7 @@ def _build(config: Mapping[str, Any]) -> Model:
   _check(config)
   return Model(
       init=functools.partial(_init, config), apply=functools.partial(_apply, config), axes=AXES,
-      cache=functools.partial(_cache, config), config=config)
+      cache=functools.partial(cache_lib.empty, config), ready=functools.partial(_ready, config), config=config)
 
 
 def _shape(config: Mapping[str, Any]) -> tuple[int, int]:
@@ -141,26 +141,22 @@ def _init(config: Mapping[str, Any], key: Array) -> dict:
   return params
 
 
-def _cache(config: Mapping[str, Any], rows: int, length: int, dtype=None) -> dict:
-  """An empty decoding cache of `length` slots a row, the same slots for all rows: prompts are left padded.
+def _masks(slots_T: Array, positions_BT: Array, segments_BT: Array, held: Mapping[str, Any], window: int | None) -> dict[str, Array]:
+  """Who may see whom [B, T, S]: earlier slots of the same segment and oneself; local: at most `window` - 1 positions back.
 
-  k, v [layers, rows, kv_heads, length, head_dim]; segments int32 [rows, length], 0 where nothing stands; index int32 [], the next slot.
-  Whoever decodes keeps index below `length`: a full cache would overwrite its last slots.
+  held: segments and positions of all slots [B, S]; shared: those that stand before them and belong to every row, all of segment 1.
   """
-  shape = (config['layers'], rows, config['kv_heads'], length, config['head_dim'])
-  dtype = dtype or config['dtype']
-  return dict(
-      k=jnp.zeros(shape, dtype), v=jnp.zeros(shape, dtype), segments=jnp.zeros((rows, length), jnp.int32), index=jnp.zeros((), jnp.int32))
-
-
-def _masks(slots_T: Array, segments_BT: Array, slot_segments_BS: Array, window: int | None) -> dict[str, Array]:
-  """Who may see whom [B, T, S]: earlier slots of the same segment and oneself; local: at most `window` - 1 slots back."""
-  slots_S = jnp.arange(slot_segments_BS.shape[1])
-  same = (segments_BT[:, :, None] == slot_segments_BS[:, None]) & (segments_BT > 0)[:, :, None]
-  back_TS = slots_T[:, None] - slots_S[None]
-  masks = {'global': same & (back_TS >= 0)[None]}
+  slots_S = jnp.arange(held['segments'].shape[1])
+  same = (segments_BT[:, :, None] == held['segments'][:, None]) & (segments_BT > 0)[:, :, None]
+  masks = {'global': same & (slots_T[:, None] >= slots_S[None])[None]}
+  positions_BS = held['positions']
+  if held.get('shared') is not None:
+    positions_1P = held['shared']['positions']
+    shape = (*segments_BT.shape, positions_1P.shape[1])
+    masks['global'] = jnp.concatenate([jnp.broadcast_to((segments_BT == 1)[:, :, None], shape), masks['global']], axis=2)
+    positions_BS = jnp.concatenate([jnp.broadcast_to(positions_1P, (shape[0], shape[2])), positions_BS], axis=1)
   if window is not None:
-    masks['local'] = masks['global'] & (back_TS < window)[None]
+    masks['local'] = masks['global'] & (positions_BT[:, :, None] - positions_BS[:, None] < window)
   return masks
 
 
@@ -180,62 +176,92 @@ def _apply(config: Mapping[str, Any], params, batch: Mapping[str, Any], *, key_B
   segments = jnp.ones((B, T), jnp.int32) if segments is None else jnp.asarray(segments)
   positions = batch.get('positions')
   positions = jnp.broadcast_to(slots[None], (B, T)) if positions is None else jnp.asarray(positions)
-  slot_segments = segments
-  if cache is not None:
-    slot_segments = jax.lax.dynamic_update_slice(cache['segments'], segments.astype(jnp.int32), (0, start))
-  masks = _masks(slots, segments, slot_segments, config['window'])
+  if cache is None:
+    masks = _masks(slots, slots[None], segments, dict(segments=segments, positions=slots[None]), config['window'])
+  else:
+    cache = {**cache, **cache_lib.places(cache, segments, positions), 'index': start}
+    masks = _masks(slots, positions, segments, cache, config['window'])
   turn = parts.rotary(positions, config['head_dim'], config['rope_theta']) if config['positions'] == 'rope' else None
 
   x = nnx.merge(_graph(parts.Embed, config), params['embed'])(jnp.where(segments > 0, tokens, 0), positions, config['dtype'])
   x = parts.drop(x, key_B, config['dropout'], 0)
-  x, kv, kept = _layers(config, params, x, masks, turn, key_B, cache, 'layers' in want)
+  layers = _layers if 'layers' in params else _ready_layers
+  x, kept, stored = layers(config, params, x, masks, turn, key_B, cache, 'layers' in want)
   hidden = nnx.merge(_graph(parts.Norm, config), params['norm'])(x)
   out = dict(hidden=hidden, head=Head(params['embed']['tokens'].T if config['tied'] else params['head']['kernel']))
   if cache is not None:
-    out['cache'] = dict(k=kv[0], v=kv[1], segments=slot_segments, index=start + T)
+    out['cache'] = {**cache, **stored, 'index': start + T}
   if 'layers' in want:
     out['layers'] = kept
   return out
 
 
 def _layers(config, params, x, masks, turn, key_B, cache, keep):
-  """All blocks -> (x, (keys, values) of the cache, what left each block [n, B, T, D] if `keep`)."""
+  """All blocks, scanned -> (x, what left each block [n, B, T, D] if `keep`, the cache's arrays by name)."""
   repeats, rest = _shape(config)
   pattern = config['pattern']
   graph = _graph(parts.Block, config)
 
-  def block(x, kv, weights, kind, number):
-    store = functools.partial(_store, kv, number, cache and cache['index'])
+  def block(x, weights, held, kind, number):
+    store = _keep_nothing if held is None else functools.partial(cache_lib.store, held, cache['index'])
     return nnx.merge(graph, weights)(x, masks[kind], turn, store, key_B, number)
 
-  def period(carry, scanned):
-    x, kv = carry
-    weights, repeat = scanned
-    seen = []
+  def period(x, scanned):
+    weights, held, repeat = scanned
+    seen, stored = [], []
     for i, kind in enumerate(pattern):
-      x, kv = block(x, kv, weights[str(i)], kind, repeat * len(pattern) + i)
+      x, new = block(x, weights[str(i)], held and held[i], kind, repeat * len(pattern) + i)
       seen.append(x)
-    return (x, kv), jnp.stack(seen) if keep else None
+      stored.append(new)
+    return x, (jnp.stack(seen) if keep else None, stored)
 
   if config['remat'] != 'none':
     period = jax.checkpoint(period, policy=REMAT[config['remat']], prevent_cse=False)
-  kv = None if cache is None else (cache['k'], cache['v'])
-  kept = []
+  kept, held = [], cache and [cache_lib.layer(cache, number) for number in range(config['layers'])]
+  stored = []
   if repeats:
-    (x, kv), seen = jax.lax.scan(period, (x, kv), (params['layers'], jnp.arange(repeats)))
+    stacked = cache and [jax.tree.map(lambda *x: jnp.stack(x), *held[i:repeats * len(pattern):len(pattern)]) for i in range(len(pattern))]
+    x, (seen, new) = jax.lax.scan(period, x, (params['layers'], stacked, jnp.arange(repeats)))
     if keep:
       kept.append(seen.reshape(-1, *x.shape))
+    stored = [jax.tree.map(lambda x: x[repeat], each) for repeat in range(repeats) for each in new]
   for i in range(rest):
-    x, kv = block(x, kv, params['rest'][str(i)], pattern[i], repeats * len(pattern) + i)
+    number = repeats * len(pattern) + i
+    x, new = block(x, params['rest'][str(i)], cache and held[number], pattern[i], number)
+    stored.append(new)
     if keep:
       kept.append(x[None])
-  return x, kv, jnp.concatenate(kept) if keep else None
+  return x, jnp.concatenate(kept) if keep else None, _by_name(stored)
 
 
-def _store(kv, number, index, k, v):
-  """Writes this call's keys and values [B, K, T, C] of layer `number` into the cache, in place -> (all keys, all values, cache)."""
-  if kv is None:
-    return k, v, None
-  at = (number, 0, 0, index, 0)
-  kv = tuple(jax.lax.dynamic_update_slice(held, new[None].astype(held.dtype), at) for held, new in zip(kv, (k, v)))
-  return *(jax.lax.dynamic_index_in_dim(held, number, keepdims=False).astype(k.dtype) for held in kv), kv
+def _ready_layers(config, params, x, masks, turn, key_B, cache, keep):
+  """As `_layers`, one by one, over what `ready` gave: each reads its weights and its part of the cache where they lie."""
+  graph, pattern = _graph(parts.Block, config), config['pattern']
+  kept, stored = [], []
+  for number in range(config['layers']):
+    store = _keep_nothing if cache is None else functools.partial(cache_lib.store, cache_lib.layer(cache, number), cache['index'])
+    kind = pattern[number % len(pattern)]
+    x, new = nnx.merge(graph, params['rest'][str(number)])(x, masks[kind], turn, store, key_B, number)
+    kept.append(x)
+    stored.append(new)
+  return x, jnp.stack(kept) if keep else None, _by_name(stored)
+
+
+def _by_name(stored: Sequence[Mapping[str, Array] | None]) -> dict:
+  return {name: tuple(each[name] for each in stored) for name in stored[0] or ()}
+
+
+def _keep_nothing(k, v):
+  return k, v, {}, None
+
+
+def _ready(config: Mapping[str, Any], params) -> dict:
+  """`params` as decoding reads them fastest: every layer an array of its own (in 'rest'), matrices in the dtype of the products."""
+  repeats = _shape(config)[0] if 'layers' in params else 0
+  places = len(config['pattern'])
+  blocks = {str(repeats * places + int(i)): block for i, block in params.get('rest', {}).items()}
+  for i, stack in params.get('layers', {}).items():
+    blocks |= {str(repeat * places + int(i)): jax.tree.map(lambda x: x[repeat], stack) for repeat in range(repeats)}
+  params = {**{name: part for name, part in params.items() if name != 'layers'}, 'rest': blocks}
+  dtype = jnp.dtype(config['dtype'])
+  return jax.tree.map(lambda x: x.astype(dtype) if x.ndim > 1 and x.dtype == jnp.float32 else x, params)

@@ -7,7 +7,7 @@ import toys
 
 from distill_jax.core import keys, mesh as mesh_lib
 from distill_jax.core.types import Role
-from distill_jax.decode import sample, watch
+from distill_jax.decode import batching, sample, watch
 
 PROMPTS = ['a', 'hello there', 'what is 3*4', 'x' * 30, 'bcd', 'the end of the line']
 
@@ -146,19 +146,21 @@ def test_first_tokens_survive_the_cut():
   assert rows[0] == [text.eos_id] and rows[1] == text.encode('a')
 
 
-def test_compiled_lengths_depend_on_each_prompt_alone():
-  batches = sample._batches([3, 40, 16, 17, 5, 33, 70], 2, None, 52)
-  assert batches == [(16, [0, 2]), (16, [4]), (32, [3]), (52, [1, 5]), (52, [6])]
-  assert sample._batches([3, 40, 16], 2, 48, None) == [(48, [0, 1]), (48, [2])]
+def test_compiled_lengths_are_few():
+  sizes = [batching.bucket(n, 16, 1000) for n in range(200)]
+  assert sorted(set(sizes)) == [16, 32, 64, 128, 256] and all(n <= size < 2 * max(n, 16) for n, size in enumerate(sizes))
+  assert batching.bucket(70, 64, 80) == 80
 
 
 def test_later_calls_compile_nothing(random):
-  settings = dict(samples=2, temperature=0.9)
+  """Calls of one `length`, whatever the prompts."""
+  settings = dict(samples=2, temperature=0.9, length=40)
   write(*random, PROMPTS, **settings)
-  sizes = sample._start._cache_size(), sample._advance._cache_size()
+  compiled = lambda: [f._cache_size() for f in (batching._make, batching._fill, batching._take, batching._advance, batching._put, sample._ready)]
+  before = compiled()
   write(random[0], jax.tree.map(lambda x: x * 0.5, random[1]), PROMPTS[:3], seed=7, **settings)
   write(*random, [p + '?' for p in PROMPTS[:3]], **settings)
-  assert sizes == (sample._start._cache_size(), sample._advance._cache_size())
+  assert compiled() == before
 
 
 def test_statistics_of_first_characters():

@@ -172,7 +172,7 @@ def test_decoding_with_a_cache_is_the_whole_forward(shape, dtype):
     segments[row, 6 - length:], positions[row, 6 - length:] = 1, np.arange(length)
     prompts[row, 6 - length:] = text[row, :length]
   cache = model.cache(3, 11, None)
-  assert cache['k'].dtype == dtype
+  assert cache['k'][0].dtype == dtype
   out = apply(model, params, dict(tokens=jnp.asarray(prompts), segments=segments, positions=positions), cache=cache)
   at_most = 1e-4 if dtype == 'float32' else 0.15
   for row, length in enumerate(lengths):
@@ -188,7 +188,7 @@ def test_a_cache_may_be_of_another_dtype_and_keeps_it():
   model = transformer(**LLAMA)
   text = tokens(0, 2, 5)
   out = apply(model, _params(model), dict(tokens=text), cache=model.cache(2, 8, jnp.bfloat16))
-  assert out['cache']['k'].dtype == jnp.bfloat16 and out['hidden'].dtype == jnp.float32
+  assert out['cache']['k'][0].dtype == jnp.bfloat16 and out['hidden'].dtype == jnp.float32
   np.testing.assert_allclose(out['logits'], apply(model, _params(model), dict(tokens=text))['logits'], atol=0.1)
 
 

@@ -1,0 +1,195 @@
+"""Continuous batching on the host: prompts enter a pool of rows, rows of like length go on together a few tokens at a time, and what has
+ended makes room at once. Nothing is compiled anew: the shapes are those of `shapes`.
+
+A shape is (rows, slots). Short rows do not attend to the slots that long ones need, since they are taken in turns by length; how many go
+at a time follows from what a step reads: the weights once a turn, the caches of its rows.
+"""
+import functools
+from typing import Any, Callable, Iterator, NamedTuple, Sequence
+
+import jax
+import numpy as np
+
+from distill_jax.core import mesh as mesh_lib
+from distill_jax.decode import loop, pool as pool_lib, watch
+
+TURN = 16          # tokens of a turn
+SHORTEST = 16      # prompts are read at widths of 16, 32, 64 ... tokens, at most the longest
+NARROWEST = 64     # rows are taken at widths of 64, 128, 256 ... slots, at most all
+CACHE_SHARE = 4    # a turn reads at least so many times the bytes of the weights from its caches, where the pool is large enough
+
+
+class Written(NamedTuple):
+  """One text. tokens: up to its end, EOS counted; logps: theirs; stopped: by a stop string."""
+  prompt: int
+  sample: int
+  tokens: list[int]
+  logps: list[float]
+  stopped: bool
+
+
+class Row:
+  """A text that stands in a row of the pool. used: slots that hold its tokens."""
+
+  def __init__(self, prompt: int, sample: int, used: int, seen: watch.Watch | None):
+    self.prompt, self.sample, self.used, self.seen = prompt, sample, used, seen
+    self.tokens: list[int] = []
+    self.logps: list[float] = []
+
+
+class Shapes(NamedTuple):
+  """What is compiled. rows: of the pool; longest: most tokens of a prompt before its last one; slots: of each row; taken: rows of a turn,
+  None for all as they lie; prompts: read at a time."""
+  rows: int
+  longest: int
+  slots: int
+  taken: int | None
+  prompts: int
+
+
+def bucket(length: int, shortest: int, most: int) -> int:
+  """The least of shortest x 1, 2, 4 ... that is not below `length`, or `most`."""
+  return min(max(shortest, 1 << max(length - 1, 0).bit_length()), most)
+
+
+def shapes(model, settings, params, mesh, *, batch: int, longest: int, texts: int) -> Shapes:
+  """For `batch` rows, fewer where there are not so many `texts`, and prompts of up to `longest` tokens that are read before the last one."""
+  N, pieces = settings.samples, 1 if mesh is None else mesh_lib.row_count(mesh)
+  whole = lambda count: -(-max(count, 1) // pieces) * pieces
+  rows = whole(min(batch, bucket(texts, 16, batch)) // N) * N
+  longest = -(-max(longest, 1) // TURN) * TURN
+  slots = longest + -(-settings.max_new_tokens // TURN) * TURN
+  taken = rows if pieces == 1 else None
+  bytes_of = lambda tree: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+  row = bytes_of(jax.eval_shape(functools.partial(model.cache, 1, slots, settings.cache_dtype))) / 2      # about half in use
+  while taken and taken > 16 and taken % 2 == 0 and taken / 2 * row >= CACHE_SHARE * bytes_of(params):
+    taken //= 2
+  return Shapes(rows, longest, slots, taken, whole(rows // (4 * N)))
+
+
+def run(static, params, ready, prompts: Sequence[Sequence[int]], ids: Sequence[np.ndarray], key, *, shared, offset: int, sizes: Shapes, place: Callable,
+        watching: Callable[[], watch.Watch | None], writer: Callable[[str], str] | None) -> Iterator[Written]:
+  """Yields every text of every prompt as it ends, long prompts first.
+
+  static: (model, settings, mesh); params read the prompts, `ready` the tokens; shared: cache of `offset` tokens that stand before all.
+  """
+  N = static[1].samples
+  waiting = [(i, n) for i in sorted(range(len(prompts)), key=lambda i: (bucket(len(prompts[i]) - 1, SHORTEST, sizes.longest), -i)) for n in reversed(range(N))]      # its end is next
+  held: dict[int, Row] = {}
+  free = list(range(sizes.rows))
+  pool = _make(*static, sizes.rows + (sizes.taken is not None), sizes.slots)      # one row more, for nobody, where rows are taken
+  while waiting or held:
+    while waiting and (len(free) >= min(sizes.prompts * N, len(waiting)) or not held):
+      chosen = _next(waiting, prompts, len(free), sizes, N)
+      rows = [free.pop() for _ in chosen]
+      pool = _fill(*static, params, pool, shared, np.int32(offset), *_lay(chosen, rows, prompts, ids, sizes, N, static[1].pad_id, place), key)
+      held.update({r: Row(i, n, len(prompts[i]) - 1, watching()) for r, (i, n) in zip(rows, chosen)})
+    begun = []
+    for rows in _groups(held, sizes):
+      pool, state = _turn(static, ready, pool, shared, [held.get(r) for r in rows], rows, sizes, writer)
+      begun.append((rows, state))
+    for rows, (tokens, logps, number, ended) in begun:      # the device has the later ones still to do while the host reads the first
+      tokens, logps, number, ended = (np.asarray(x) for x in (tokens, logps, number, ended))
+      for g, r in enumerate(rows):
+        if r in held and (text := _grow(held[r], tokens[g], logps[g], int(number[g]), bool(ended[g]))):
+          del held[r]
+          free.append(r)
+          yield text
+
+
+def _next(waiting: list, prompts, free: int, sizes: Shapes, N: int) -> list[tuple[int, int]]:
+  """Takes the next texts from the end of `waiting`: of prompts that are read at one width, as many as fit."""
+  chosen: list[tuple[int, int]] = []
+  width = lambda i: bucket(len(prompts[i]) - 1, SHORTEST, sizes.longest)
+  while waiting and len(chosen) < min(free, sizes.prompts * N) and width(waiting[-1][0]) == width(chosen[0][0] if chosen else waiting[-1][0]):
+    if len({i for i, _ in chosen} | {waiting[-1][0]}) > sizes.prompts:
+      break
+    chosen.append(waiting.pop())
+  return chosen
+
+
+def _lay(chosen, rows, prompts, ids, sizes: Shapes, N: int, pad_id: int, place):
+  """The arguments of `pool.fill` from `before` on, but the key."""
+  wanted = list(dict.fromkeys(i for i, _ in chosen))
+  width, M, F = bucket(len(prompts[wanted[0]]) - 1, SHORTEST, sizes.longest), sizes.prompts, sizes.prompts * N
+  before, lengths, last, ids_M2 = np.full((M, width), pad_id, np.int32), np.zeros(M, np.int32), np.zeros(M, np.int32), np.zeros((M, 2), np.uint32)
+  for m, i in enumerate(wanted):
+    lengths[m], last[m], ids_M2[m] = len(prompts[i]) - 1, prompts[i][-1], ids[i]
+    before[m, :lengths[m]] = prompts[i][:-1]
+  into, source, sample = np.full(F, sizes.rows + 1, np.int32), np.zeros(F, np.int32), np.zeros(F, np.int32)
+  for f, (r, (i, n)) in enumerate(zip(rows, chosen)):
+    into[f], source[f], sample[f] = r, wanted.index(i), n
+  return *place(before, lengths, last, ids_M2), into, source, sample
+
+
+def _groups(held: dict[int, Row], sizes: Shapes) -> list[list[int]]:
+  """Rows that go on together."""
+  if sizes.taken is None:
+    return [list(range(sizes.rows))]
+  by_length = sorted(held, key=lambda r: (held[r].used, r))
+  return [by_length[i:i + sizes.taken] for i in range(0, len(by_length), sizes.taken)]
+
+
+def _turn(static, params, pool, shared, texts: list[Row | None], rows: list[int], sizes: Shapes, writer):
+  """A turn of these rows -> (pool, what was written)."""
+  width = bucket(max(text.used for text in texts if text), NARROWEST, sizes.slots)
+  count = sizes.taken or sizes.rows
+  live = np.array([text is not None for text in texts] + [False] * (count - len(rows)))
+  rows_G = np.array(rows + [sizes.rows] * (count - len(rows)), np.int32) if sizes.taken else None
+  state = _take(*static, width, TURN, pool, shared, rows_G, live)
+  if not writer:
+    state, seen = _advance(*static, params, state, np.int32(TURN), None, None)
+  else:
+    state, seen = _advance_with(static, params, state, texts + [None] * (count - len(rows)), writer)
+  for text in texts:
+    if text:
+      text.used += TURN
+  return _put(*static, width, TURN, pool, rows_G, state), seen
+
+
+def _advance_with(static, params, state, texts: list[Row | None], writer):
+  """A turn in which a tool is asked before every token. Its watches read along; `_grow` then has nothing left to show them."""
+  ended = np.array([text is None for text in texts])
+  for step in range(1, TURN + 1):
+    forced = np.array([-1 if gone else text.seen.ask(writer) for text, gone in zip(texts, ended)], np.int32)
+    state, seen = _advance(*static, params, state, np.int32(step), forced, ended)
+    tokens, _, number, ended = (np.array(x) for x in seen)
+    for g, text in enumerate(texts):
+      if text and number[g] > len(text.seen.tokens):
+        text.seen.push(int(tokens[g, step - 1]))
+        ended[g] |= text.seen.end is not None
+    if ended.all():
+      break
+  return state, seen
+
+
+def _grow(row: Row, tokens: np.ndarray, logps: np.ndarray, number: int, ended: bool) -> Written | None:
+  """Adds what a turn wrote to its text -> the text, where that ended it."""
+  fresh = number - len(row.tokens)
+  row.tokens += tokens[:fresh].tolist()
+  row.logps += logps[:fresh].tolist()
+  end = None
+  if row.seen is not None:
+    for token in row.tokens[len(row.seen.tokens):]:
+      row.seen.push(token)
+    end = row.seen.end
+  if end is None and not ended:
+    return None
+  return Written(row.prompt, row.sample, row.tokens[:end], row.logps[:end], end is not None)
+
+
+_make = jax.jit(pool_lib.make, static_argnums=(0, 1, 2, 3, 4))
+_prefix = jax.jit(pool_lib.prefix, static_argnums=(0, 1))
+_take = jax.jit(pool_lib.take, static_argnums=(0, 1, 2, 3, 4))
+_put = jax.jit(pool_lib.put, static_argnums=(0, 1, 2, 3, 4), donate_argnums=(5,))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(4,))
+def _fill(model, settings, mesh, params, pool, shared, offset, before_MW, lengths_M, last_M, ids_M2, rows_F, source_F, sample_F, key):
+  return pool_lib.fill(model, settings, mesh, params, pool, shared, offset, before_MW, lengths_M, last_M, ids_M2, key, rows_F, source_F, sample_F)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(4,))
+def _advance(model, settings, mesh, params, state: Any, until, forced_G, stopped_G):
+  state = loop.advance(model, settings, mesh, params, state, until, forced_G, stopped_G)
+  return state, (state.tokens_RT, state.logps_RT, state.number_R, state.ended_R)

@@ -1,0 +1,127 @@
+"""A pool of rows that wait for their turn: prompts enter it, some of its rows are taken, go on by a few tokens, and are put back.
+
+A row's slots hold its prompt from slot 0 on and its new tokens behind; rows that are taken together get a cache as wide as the longest
+of them needs, with the slots of the turn behind it, so that all write the same slot. Pure functions.
+
+Shape suffixes: R rows of the pool, G rows that are taken, M prompts, W tokens of a prompt, F rows that are filled, T tokens of a turn.
+"""
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from distill_jax.core import keys as keys_lib
+from distill_jax.core.types import Model
+from distill_jax.decode import loop
+from distill_jax.decode.loop import Progress, Settings
+
+Array = jax.Array
+
+
+class Pool(NamedTuple):
+  """Rows between two turns. last: the token that the model reads next, at `position`; number: tokens of the text so far; used: slots that
+  hold tokens; key: one a row."""
+  last_R: Array
+  position_R: Array
+  number_R: Array
+  used_R: Array
+  key_R: Array
+  cache: Any
+
+
+def make(model: Model, settings: Settings, mesh: Mesh | None, rows: int, slots: int) -> Pool:
+  """An empty pool."""
+  zeros = jnp.zeros((rows,), jnp.int32)
+  axes = loop.axes_of(model, settings)
+  cache = model.cache(rows, slots, settings.cache_dtype)
+  return loop.split_rows(Pool(zeros, zeros, zeros, zeros, jax.random.split(jax.random.key(0), rows), cache), axes, mesh)
+
+
+def prefix(model: Model, settings: Settings, params, tokens_P: Array):
+  """The cache of what all prompts begin with: one row, every slot in use."""
+  P = tokens_P.shape[0]
+  cache = model.cache(1, P, settings.cache_dtype)
+  return model.apply(params, dict(tokens=tokens_P[None], positions=jnp.arange(P)[None]), cache=cache)['cache']
+
+
+def fill(model: Model, settings: Settings, mesh: Mesh | None, params, pool: Pool, shared, offset, before_MW: Array, lengths_M: Array,
+         last_M: Array, ids_M2: Array, key: Array, rows_F: Array, source_F: Array, sample_F: Array) -> Pool:
+  """Reads M prompts once and lays them into rows `rows` of the pool: row f gets prompt source[f] and the key of sample number sample[f].
+
+  before: all tokens but the last of each prompt, padded at the right; lengths: how many; offset: tokens of the shared prefix before them.
+  A row past the end of the pool is nobody's.
+  """
+  axes = loop.axes_of(model, settings)
+  M, W = before_MW.shape
+  real_MW = jnp.arange(W)[None] < lengths_M[:, None]
+  fresh = loop.split_cache(loop.with_shared(model.cache(M, W, settings.cache_dtype), shared), axes, mesh)
+  positions_MW = jnp.where(real_MW, offset + jnp.arange(W)[None], 0)
+  fresh = model.apply(params, dict(tokens=before_MW, segments=real_MW.astype(jnp.int32), positions=positions_MW), cache=fresh)['cache']
+
+  def lay(held, new, axes):
+    if axes.row < 0:
+      return held
+    new = jnp.take(new, source_F, axis=axes.row)
+    if axes.slot >= 0:
+      new = loop.pad(new, axes.slot, held.shape[axes.slot] - W)
+    return held.at[(slice(None),) * axes.row + (rows_F,)].set(new, mode='drop')
+
+  put = lambda held_R, new_F: held_R.at[rows_F].set(new_F, mode='drop')
+  key_F = jax.vmap(jax.random.fold_in)(keys_lib.fold_ids(key, ids_M2)[source_F], sample_F)
+  cache = jax.tree.map(lay, pool.cache, loop.with_shared(fresh, None), axes)
+  return loop.split_rows(Pool(
+      put(pool.last_R, last_M[source_F]), put(pool.position_R, offset + lengths_M[source_F]), put(pool.number_R, jnp.zeros_like(rows_F)),
+      put(pool.used_R, lengths_M[source_F]), put(pool.key_R, key_F), cache), axes, mesh)
+
+
+def take(model: Model, settings: Settings, mesh: Mesh | None, width: int, turn: int, pool: Pool, shared, rows_G: Array | None,
+         live_G: Array) -> Progress:
+  """Rows `rows` of the pool (None: all as they lie), the first `width` slots of each and room for `turn` tokens."""
+  axes = loop.axes_of(model, settings)
+
+  def cut(x, axes):
+    if axes.row < 0:
+      return x
+    if axes.slot >= 0:
+      x = jax.lax.slice_in_dim(x, 0, width, axis=axes.slot)
+    if rows_G is not None:
+      x = jnp.take(x, rows_G, axis=axes.row, mode='clip')
+    return loop.pad(x, axes.slot, turn)
+
+  cache = loop.with_shared(jax.tree.map(cut, pool.cache, axes), shared)
+  if isinstance(cache, dict) and 'index' in cache:
+    cache = {**cache, 'index': jnp.full((), width, jnp.int32)}
+  pick = lambda x: x if rows_G is None else x[rows_G]
+  count = live_G.shape[0]
+  return loop.split_rows(Progress(
+      step=jnp.zeros((), jnp.int32), last_R=pick(pool.last_R), position_R=pick(pool.position_R), number_R=pick(pool.number_R), ended_R=~live_G,
+      key_R=pick(pool.key_R), tokens_RT=jnp.full((count, turn), settings.pad_id, jnp.int32), logps_RT=jnp.zeros((count, turn), jnp.float32),
+      cache=cache), axes, mesh)
+
+
+def put(model: Model, settings: Settings, mesh: Mesh | None, width: int, turn: int, pool: Pool, rows_G: Array | None, state: Progress) -> Pool:
+  """The pool with what its rows became in their turn."""
+  axes = loop.axes_of(model, settings)
+  used_G = pool.used_R if rows_G is None else pool.used_R[rows_G]
+
+  def back(held, new, axes):
+    if axes.row < 0:
+      return held
+    if axes.slot < 0:
+      return new if rows_G is None else held.at[(slice(None),) * axes.row + (rows_G,)].set(new)
+    new = jax.lax.slice_in_dim(new, width, width + turn, axis=axes.slot)
+    if rows_G is None:
+      slot = axes.slot - (axes.slot > axes.row)
+      lay = lambda row, new, at: jax.lax.dynamic_update_slice_in_dim(row, new, at, axis=slot)
+      return jax.vmap(lay, in_axes=(axes.row, axes.row, 0), out_axes=axes.row)(held, new, used_G)
+    numbers = jax.lax.ScatterDimensionNumbers(
+        update_window_dims=tuple(i for i in range(held.ndim) if i != axes.row), inserted_window_dims=(axes.row,),
+        scatter_dims_to_operand_dims=(axes.row, axes.slot))
+    return jax.lax.scatter(held, jnp.stack([rows_G, used_G], axis=1), new, numbers, mode='clip')
+
+  lay = lambda held_R, new_G: new_G if rows_G is None else held_R.at[rows_G].set(new_G)
+  cache = jax.tree.map(back, pool.cache, loop.with_shared(state.cache, None), axes)
+  return loop.split_rows(Pool(
+      lay(pool.last_R, state.last_R), lay(pool.position_R, state.position_R), lay(pool.number_R, state.number_R),
+      lay(pool.used_R, used_G + state.step), pool.key_R, cache), axes, mesh)
