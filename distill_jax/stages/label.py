@@ -5,15 +5,16 @@ from typing import Any, Mapping
 import jax
 import numpy as np
 
-from distill_jax.core import marks, mesh as mesh_lib, tree
+from distill_jax.core import keys, marks, mesh as mesh_lib, tree
 from distill_jax.core.types import Role
-from distill_jax.data import feed, rows as rows_lib, shards
+from distill_jax.data import cache as cache_lib, codec, draws, feed, rows as rows_lib, shards
 from distill_jax.methods import METHODS
 from distill_jax.stages import records
 from distill_jax.stages.roles import load_role
 from distill_jax.train.step import LABEL_KEY
 
 PLAIN = ('tokens', 'targets', 'weights')
+DRAWS_KEY = 0x6472      # tells the draws from whatever else the seed is used for
 
 
 def make_method(definition: Mapping[str, Any], roles: Mapping[str, Role], *, task=None, text=None):
@@ -32,12 +33,15 @@ def fingerprints(roles: Mapping[str, Role], trained=('student',)) -> dict[str, s
 
 
 def label(out, inputs, *, seed, how, log, roles, method, task=None, split='train', count=None, target='written', loss_on_prompt=False,
-          length=256, overlong='drop', part=1024, dtype='float32', trained=('student',)) -> dict[str, Any]:
+          length=256, overlong='drop', part=1024, dtype='float32', trained=('student',), cache=None) -> dict[str, Any]:
   """Runs method.label over the examples of the inputs (or of a task's split) and writes them with their labels, example by example.
 
   roles: all of the method's; those in `trained` only say what is labelled for.  dtype: of float labels in the shards ('float16' halves them).
+  cache: keywords of data.cache.Cache, for top-k labels: codec 'raw' or 'compact', mass, nats, draws (which need the method's k to be the
+  whole vocabulary). A compact cache keeps no labels of targets under weight 0.
   The method refuses when its labels read memory or a trained role.  how: batch, mesh.
   """
+  cache = cache_lib.make_cache(**(cache or {}))
   task = records.make_task(task) if task is not None else None
   loaded = {name: load_role(definition, seed=seed) for name, definition in roles.items()}
   text = loaded['student'].text if 'student' in loaded else next(iter(loaded.values())).text
@@ -53,26 +57,80 @@ def label(out, inputs, *, seed, how, log, roles, method, task=None, split='train
   batch = how.get('batch', 32)
   feed.check_batch(batch, mesh, 1)
   params = {name: jax.device_put(role.params, mesh_lib.replicated(mesh)) for name, role in loaded.items() if name not in trained}
-  say = jax.jit(lambda params, rows: made.label(params, rows, jax.random.key(LABEL_KEY)))
+  say = _saying(made, cache, seed)
+  vocab_size = max([text.vocab_size, *[(loaded[name].model.config or {}).get('vocab_size', 0) for name in params]])
   parts, began, kept = max(-(-len(examples) // part), 1), time.perf_counter(), []
   for index in range(parts):
     log.progress(index * part, len(examples), unit='examples')
     if shards.has_part(out, index, parts):
       continue
     chosen = examples[index * part:(index + 1) * part]
-    labels = _label_part(say, params, chosen, length=length, batch=batch, mesh=mesh, dtype=dtype)
+    labels = _label_part(say, params, chosen, length=length, batch=batch, mesh=mesh, dtype='float32' if cache.codec == codec.NAME else dtype)
+    labels = _keep(labels, chosen, cache, method=method['method'], vocab_size=vocab_size)
     shards.write_part(out, index, parts, {'id': np.stack([e['id'] for e in chosen]), **{k: [e[k] for e in chosen] for k in PLAIN}, **labels})
   log.progress(len(examples), len(examples), unit='examples')
   made_by = {**fingerprints(loaded, trained), 'labels': marks.canonical(made.label_settings), 'method': str(sorted(method.items()))}
-  shards.finish(out, count=parts, fingerprints=made_by, kind='labels')
+  shards.finish(out, count=parts, fingerprints=made_by, kind='labels', codec=cache_lib.stamp(cache, vocab_size=vocab_size))
   opened = shards.open_shards(out)
   tokens = sum(len(e['tokens']) for e in examples)
   summary = dict(kind='label', rows=len(examples), tokens=tokens, dropped=fitted.dropped, cut=fitted.cut, k=method.get('k'),
                  seconds=time.perf_counter() - began, bytes=sum(p.stat().st_size for p in out.glob('part-*.arrow')))
-  if 'label/top_logps' in opened.columns:
-    some = opened.rows(np.arange(min(len(opened), 512)))['label/top_logps']
-    summary['kept_mass'] = float(np.mean([np.exp(x.astype(np.float32)).sum(-1).mean() for x in some]))
+  some = opened.rows(np.arange(min(len(opened), 512)))
+  if cache_lib.COLUMN in some:
+    some[cache_lib.LABELS[0]], some[cache_lib.LABELS[1]] = zip(*map(codec.decode, some[cache_lib.COLUMN]))
+    summary.update(codec=cache.codec, nats_lost=float(np.mean(opened.column(cache_lib.LOST))))
+  if cache_lib.LABELS[1] in some:
+    masses = [_mass(*labels) for labels in zip(some[cache_lib.LABELS[0]], some[cache_lib.LABELS[1]])]
+    summary['kept_mass'] = float(np.mean([m.mean() for m in masses if len(m)]))
   return summary
+
+
+def _mass(ids_LK, logps_LK):
+  """What the entries of each token that has any hold together."""
+  ids_LK, logps_LK = np.asarray(ids_LK), np.asarray(logps_LK, np.float32)
+  return np.where(ids_LK >= 0, np.exp(logps_LK), 0).sum(-1)[(ids_LK >= 0).any(-1)]
+
+
+def _saying(method, cache, seed):
+  """The jitted labels of a batch: those of the method, or random draws from them, which follow the ids of the rows."""
+  def say(params, rows):
+    said = method.label(params, rows, jax.random.key(LABEL_KEY))
+    if cache.draws is None:
+      return said
+    rows_keys = keys.fold_ids(jax.random.fold_in(jax.random.key(seed), DRAWS_KEY), rows['row'])
+    ids, logps, mass = draws.draw(rows_keys, said['top_ids'], said['top_logps'], draws=cache.draws)
+    return {**said, 'top_ids': ids, 'top_logps': logps}, mass
+  return jax.jit(say)
+
+
+def _keep(labels, examples, cache, *, method, vocab_size):
+  """The columns that go to the shards: top-k labels checked, pruned, encoded; others as they are."""
+  if not examples:
+    return labels
+  if not set(cache_lib.LABELS) <= set(labels):
+    if cache != cache_lib.Cache():
+      raise ValueError(f'label: cache={cache._asdict()} is for top-k labels, and method {method!r} makes {", ".join(labels)}; '
+                       "give the method k=, or leave cache= out")
+    return labels
+  kept = {name: values for name, values in labels.items() if name not in cache_lib.LABELS}
+  out = []
+  for example, *pair in zip(examples, *[labels[name] for name in cache_lib.LABELS]):
+    try:
+      codec.check(*pair, vocab_size=vocab_size)
+      ids, logps = cache_lib.prune(*pair, mass=cache.mass)
+      out.append((ids, logps) if cache.codec == 'raw' else _encode(ids, logps, example['weights'], cache, vocab_size=vocab_size))
+    except ValueError as error:
+      raise ValueError(f'label: example {keys.id_text(example["id"])}: {error}') from error
+  names = cache_lib.LABELS if cache.codec == 'raw' else (cache_lib.COLUMN, cache_lib.LOST)
+  return {**kept, **{name: list(values) for name, values in zip(names, zip(*out))}}
+
+
+def _encode(ids_LK, logps_LK, weights_L, cache, *, vocab_size):
+  """(encoded labels of an example, the mean KL that coding lost). The bytes are decoded at once, so what is written can be read."""
+  ids_LK = np.where(weights_L[:, None] > 0, ids_LK, -1)
+  data = codec.encode(ids_LK, logps_LK, vocab_size=vocab_size, nats=cache.nats, draws=cache.draws)
+  lost_L = codec.lost(ids_LK, logps_LK, data)[weights_L > 0]
+  return data, np.float32(lost_L.mean() if len(lost_L) else 0)
 
 
 def _label_part(say, params, examples, *, length, batch, mesh, dtype) -> dict[str, list]:
@@ -85,6 +143,11 @@ def _label_part(say, params, examples, *, length, batch, mesh, dtype) -> dict[st
     numbers = order[start:start + batch]
     filled = numbers + [numbers[-1]] * (batch - len(numbers))
     said = jax.device_get(say(params, feed.put(rows.batch(filled), mesh)))
+    if isinstance(said, tuple):
+      said, mass_BL = said
+      if mass_BL.min() < 1 - 1e-4:
+        raise ValueError(f'label: draws must come from the whole distribution, but the labels of the method hold {mass_BL.min():.4f} of it '
+                         'at some token: set the k of the method to the size of the vocabulary')
     for name, values in tree.flatten(said).items():
       if rows_lib.declared(f'label/{name}').kind != 'token':
         out.setdefault(f'label/{name}', []).extend(_narrow(v, dtype) for v in values[:len(numbers)])

@@ -7,7 +7,7 @@ import numpy as np
 
 from distill_jax.core import keys, marks, mesh as mesh_lib
 from distill_jax.core.types import Role
-from distill_jax.data import feed, rows as rows_lib, shards
+from distill_jax.data import cache, codec, feed, rows as rows_lib, shards
 from distill_jax.decode import sample
 from distill_jax.methods import METHODS
 from distill_jax.stages import records
@@ -64,11 +64,12 @@ def train(out, inputs, *, seed, how, log, roles, method, steps, batch, optim, le
 
 
 class Labelled:
-  """The examples of a label stage, read from its shards when asked for."""
+  """The examples of a label stage, read from its shards when asked for; encoded labels are decoded when they are."""
 
   def __init__(self, opened):
+    self._encoded = cache.is_encoded(opened.manifest)
     self._opened = opened
-    self._names = [name for name in opened.columns if name != 'id']
+    self._names = [name for name in opened.columns if name not in ('id', cache.LOST)]
     self.lengths = [len(tokens) for tokens in opened.column('tokens')]
 
   def __len__(self):
@@ -76,7 +77,27 @@ class Labelled:
 
   def __getitem__(self, index):
     row = self._opened.rows([index])
-    return {'id': np.asarray(row['id'][0], np.uint32), **{name: row[name][0] for name in self._names}}
+    example = {'id': np.asarray(row['id'][0], np.uint32), **{name: row[name][0] for name in self._names}}
+    return Decoded(example) if self._encoded else example
+
+
+class Decoded(Mapping):
+  """An example whose top-k labels are decoded when they are first read."""
+
+  def __init__(self, example):
+    self._example = dict(example)
+    self._data = self._example.pop(cache.COLUMN)
+
+  def __getitem__(self, name):
+    if name in cache.LABELS and name not in self._example:
+      self._example.update(zip(cache.LABELS, codec.decode(self._data)))
+    return self._example[name]
+
+  def __iter__(self):
+    return iter(dict.fromkeys((*self._example, *cache.LABELS)))
+
+  def __len__(self):
+    return len(list(iter(self)))
 
 
 def _read(inputs, roles, *, method, seed, task, split, count, target, optim, loss_on_prompt, overlong, length, pack):
