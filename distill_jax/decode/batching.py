@@ -1,7 +1,7 @@
 """Continuous batching on the host: prompts enter a pool of rows, rows of like length go on together a few tokens at a time, and what has
 ended makes room at once. Nothing is compiled anew: the shapes are those of `shapes`.
 
-A shape is (rows, slots). Short rows do not attend to the slots that long ones need, since they are taken in turns by length; how many go
+Short rows do not attend to the slots that long ones need, since they are taken in turns by length; how many go
 at a time follows from what a step reads: the weights once a turn, the caches of its rows.
 """
 import functools
@@ -14,8 +14,8 @@ from distill_jax.core import mesh as mesh_lib
 from distill_jax.decode import loop, pool as pool_lib, watch
 
 TURN = 16          # tokens of a turn
-SHORTEST = 16      # prompts are read at widths of 16, 32, 64 ... tokens, at most the longest
-NARROWEST = 64     # rows are taken at widths of 64, 128, 256 ... slots, at most all
+SHORTEST = 48      # narrowest width at which prompts are read, tokens
+NARROWEST = 64     # narrowest width at which rows are taken, slots
 CACHE_SHARE = 4    # a turn reads at least so many times the bytes of the weights from its caches, where the pool is large enough
 
 
@@ -38,33 +38,43 @@ class Row:
 
 
 class Shapes(NamedTuple):
-  """What is compiled. rows: of the pool; longest: most tokens of a prompt before its last one; slots: of each row; taken: rows of a turn,
-  None for all as they lie; prompts: read at a time."""
+  """What is compiled. rows: of the pool; reads: widths of prompts, the longest last; widths: slots that are taken, all of a row last; taken:
+  rows of a turn, None for all as they lie; prompts: read at a time."""
   rows: int
-  longest: int
-  slots: int
+  reads: tuple[int, ...]
+  widths: tuple[int, ...]
   taken: int | None
   prompts: int
 
 
-def bucket(length: int, shortest: int, most: int) -> int:
-  """The least of shortest x 1, 2, 4 ... that is not below `length`, or `most`."""
-  return min(max(shortest, 1 << max(length - 1, 0).bit_length()), most)
+def halves(most: int, least: int) -> tuple[int, ...]:
+  """`most` and its halves, in multiples of 16, down to `least`; ascending."""
+  sizes = [most]
+  while -(-sizes[0] // 32) * 16 >= least and sizes[0] > 16:
+    sizes.insert(0, -(-sizes[0] // 32) * 16)
+  return tuple(sizes)
+
+
+def fit(length: int, sizes: Sequence[int]) -> int:
+  """The least of `sizes` that holds `length`."""
+  return next(size for size in sizes if size >= length)
 
 
 def shapes(model, settings, params, mesh, *, batch: int, longest: int, texts: int) -> Shapes:
   """For `batch` rows, fewer where there are not so many `texts`, and prompts of up to `longest` tokens that are read before the last one."""
   N, pieces = settings.samples, 1 if mesh is None else mesh_lib.row_count(mesh)
   whole = lambda count: -(-max(count, 1) // pieces) * pieces
-  rows = whole(min(batch, bucket(texts, 16, batch)) // N) * N
-  longest = -(-max(longest, 1) // TURN) * TURN
+  few = 1 << (max(texts, 16) - 1).bit_length()
+  rows = whole(min(batch, few) // N) * N
+  longest = -(-max(longest, 1) // 16) * 16
   slots = longest + -(-settings.max_new_tokens // TURN) * TURN
+  reads, widths = ((longest,), (slots,)) if texts <= rows else (halves(longest, SHORTEST), halves(slots, NARROWEST))
   taken = rows if pieces == 1 else None
   bytes_of = lambda tree: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
   row = bytes_of(jax.eval_shape(functools.partial(model.cache, 1, slots, settings.cache_dtype))) / 2      # about half in use
   while taken and taken > 16 and taken % 2 == 0 and taken / 2 * row >= CACHE_SHARE * bytes_of(params):
     taken //= 2
-  return Shapes(rows, longest, slots, taken, whole(rows // (4 * N)))
+  return Shapes(rows, reads, widths, taken, whole(rows // (4 * N)))
 
 
 def run(static, params, ready, prompts: Sequence[Sequence[int]], ids: Sequence[np.ndarray], key, *, shared, offset: int, sizes: Shapes, place: Callable,
@@ -74,15 +84,17 @@ def run(static, params, ready, prompts: Sequence[Sequence[int]], ids: Sequence[n
   static: (model, settings, mesh); params read the prompts, `ready` the tokens; shared: cache of `offset` tokens that stand before all.
   """
   N = static[1].samples
-  waiting = [(i, n) for i in sorted(range(len(prompts)), key=lambda i: (bucket(len(prompts[i]) - 1, SHORTEST, sizes.longest), -i)) for n in reversed(range(N))]      # its end is next
+  waiting = [(i, n) for i in sorted(range(len(prompts)), key=lambda i: (fit(len(prompts[i]) - 1, sizes.reads), -i)) for n in reversed(range(N))]      # its end is next
   held: dict[int, Row] = {}
   free = list(range(sizes.rows))
-  pool = _make(*static, sizes.rows + (sizes.taken is not None), sizes.slots)      # one row more, for nobody, where rows are taken
+  pool = _make(*static, sizes.rows + (sizes.taken is not None), sizes.widths[-1])      # one row more, for nobody, where rows are taken
   while waiting or held:
     while waiting and (len(free) >= min(sizes.prompts * N, len(waiting)) or not held):
       chosen = _next(waiting, prompts, len(free), sizes, N)
       rows = [free.pop() for _ in chosen]
-      pool = _fill(*static, params, pool, shared, np.int32(offset), *_lay(chosen, rows, prompts, ids, sizes, N, static[1].pad_id, place), key)
+      before, lengths, last, ids_M2, *into = _arrays(chosen, rows, prompts, ids, sizes, N, static[1].pad_id, place)
+      caches = _read(*static, sizes.widths[-1], params, shared, np.int32(offset), before, lengths)
+      pool = _lay(*static, pool, caches, np.int32(offset), lengths, last, ids_M2, key, *into)
       held.update({r: Row(i, n, len(prompts[i]) - 1, watching()) for r, (i, n) in zip(rows, chosen)})
     begun = []
     for rows in _groups(held, sizes):
@@ -100,7 +112,7 @@ def run(static, params, ready, prompts: Sequence[Sequence[int]], ids: Sequence[n
 def _next(waiting: list, prompts, free: int, sizes: Shapes, N: int) -> list[tuple[int, int]]:
   """Takes the next texts from the end of `waiting`: of prompts that are read at one width, as many as fit."""
   chosen: list[tuple[int, int]] = []
-  width = lambda i: bucket(len(prompts[i]) - 1, SHORTEST, sizes.longest)
+  width = lambda i: fit(len(prompts[i]) - 1, sizes.reads)
   while waiting and len(chosen) < min(free, sizes.prompts * N) and width(waiting[-1][0]) == width(chosen[0][0] if chosen else waiting[-1][0]):
     if len({i for i, _ in chosen} | {waiting[-1][0]}) > sizes.prompts:
       break
@@ -108,10 +120,10 @@ def _next(waiting: list, prompts, free: int, sizes: Shapes, N: int) -> list[tupl
   return chosen
 
 
-def _lay(chosen, rows, prompts, ids, sizes: Shapes, N: int, pad_id: int, place):
-  """The arguments of `pool.fill` from `before` on, but the key."""
+def _arrays(chosen, rows, prompts, ids, sizes: Shapes, N: int, pad_id: int, place):
+  """(before, lengths, last, ids of the prompts; rows, source, sample) as `pool.read` and `pool.lay` take them."""
   wanted = list(dict.fromkeys(i for i, _ in chosen))
-  width, M, F = bucket(len(prompts[wanted[0]]) - 1, SHORTEST, sizes.longest), sizes.prompts, sizes.prompts * N
+  width, M, F = fit(len(prompts[wanted[0]]) - 1, sizes.reads), sizes.prompts, sizes.prompts * N
   before, lengths, last, ids_M2 = np.full((M, width), pad_id, np.int32), np.zeros(M, np.int32), np.zeros(M, np.int32), np.zeros((M, 2), np.uint32)
   for m, i in enumerate(wanted):
     lengths[m], last[m], ids_M2[m] = len(prompts[i]) - 1, prompts[i][-1], ids[i]
@@ -132,7 +144,7 @@ def _groups(held: dict[int, Row], sizes: Shapes) -> list[list[int]]:
 
 def _turn(static, params, pool, shared, texts: list[Row | None], rows: list[int], sizes: Shapes, writer):
   """A turn of these rows -> (pool, what was written)."""
-  width = bucket(max(text.used for text in texts if text), NARROWEST, sizes.slots)
+  width = fit(max(text.used for text in texts if text), sizes.widths)
   count = sizes.taken or sizes.rows
   live = np.array([text is not None for text in texts] + [False] * (count - len(rows)))
   rows_G = np.array(rows + [sizes.rows] * (count - len(rows)), np.int32) if sizes.taken else None
@@ -180,13 +192,10 @@ def _grow(row: Row, tokens: np.ndarray, logps: np.ndarray, number: int, ended: b
 
 _make = jax.jit(pool_lib.make, static_argnums=(0, 1, 2, 3, 4))
 _prefix = jax.jit(pool_lib.prefix, static_argnums=(0, 1))
+_read = jax.jit(pool_lib.read, static_argnums=(0, 1, 2, 3))
+_lay = jax.jit(pool_lib.lay, static_argnums=(0, 1, 2), donate_argnums=(3,))
 _take = jax.jit(pool_lib.take, static_argnums=(0, 1, 2, 3, 4))
 _put = jax.jit(pool_lib.put, static_argnums=(0, 1, 2, 3, 4), donate_argnums=(5,))
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(4,))
-def _fill(model, settings, mesh, params, pool, shared, offset, before_MW, lengths_M, last_M, ids_M2, rows_F, source_F, sample_F, key):
-  return pool_lib.fill(model, settings, mesh, params, pool, shared, offset, before_MW, lengths_M, last_M, ids_M2, key, rows_F, source_F, sample_F)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(4,))

@@ -45,34 +45,32 @@ def prefix(model: Model, settings: Settings, params, tokens_P: Array):
   return model.apply(params, dict(tokens=tokens_P[None], positions=jnp.arange(P)[None]), cache=cache)['cache']
 
 
-def fill(model: Model, settings: Settings, mesh: Mesh | None, params, pool: Pool, shared, offset, before_MW: Array, lengths_M: Array,
-         last_M: Array, ids_M2: Array, key: Array, rows_F: Array, source_F: Array, sample_F: Array) -> Pool:
-  """Reads M prompts once and lays them into rows `rows` of the pool: row f gets prompt source[f] and the key of sample number sample[f].
+def read(model: Model, settings: Settings, mesh: Mesh | None, slots: int, params, shared, offset, before_MW: Array, lengths_M: Array):
+  """The caches of M prompts, each read once, widened to the slots of the pool.
 
   before: all tokens but the last of each prompt, padded at the right; lengths: how many; offset: tokens of the shared prefix before them.
-  A row past the end of the pool is nobody's.
   """
   axes = loop.axes_of(model, settings)
   M, W = before_MW.shape
   real_MW = jnp.arange(W)[None] < lengths_M[:, None]
-  fresh = loop.split_cache(loop.with_shared(model.cache(M, W, settings.cache_dtype), shared), axes, mesh)
+  cache = loop.split_cache(loop.with_shared(model.cache(M, W, settings.cache_dtype), shared), axes, mesh)
   positions_MW = jnp.where(real_MW, offset + jnp.arange(W)[None], 0)
-  fresh = model.apply(params, dict(tokens=before_MW, segments=real_MW.astype(jnp.int32), positions=positions_MW), cache=fresh)['cache']
+  cache = model.apply(params, dict(tokens=before_MW, segments=real_MW.astype(jnp.int32), positions=positions_MW), cache=cache)['cache']
+  return jax.tree.map(lambda x, axes: loop.pad(x, axes.slot, slots - W), loop.with_shared(cache, None), axes)
 
-  def lay(held, new, axes):
-    if axes.row < 0:
-      return held
-    new = jnp.take(new, source_F, axis=axes.row)
-    if axes.slot >= 0:
-      new = loop.pad(new, axes.slot, held.shape[axes.slot] - W)
-    return held.at[(slice(None),) * axes.row + (rows_F,)].set(new, mode='drop')
 
+def lay(model: Model, settings: Settings, mesh: Mesh | None, pool: Pool, cache, offset, lengths_M: Array, last_M: Array, ids_M2: Array, key: Array,
+        rows_F: Array, source_F: Array, sample_F: Array) -> Pool:
+  """Rows `rows` of the pool begin anew: row f with prompt source[f] of `cache` and the key of its sample number sample[f]. A row past the
+  end of the pool is nobody's."""
+  axes = loop.axes_of(model, settings)
   put = lambda held_R, new_F: held_R.at[rows_F].set(new_F, mode='drop')
+  rows = lambda held, new, axes: held if axes.row < 0 else held.at[(slice(None),) * axes.row + (rows_F,)].set(
+      jnp.take(new, source_F, axis=axes.row, mode='clip'), mode='drop')
   key_F = jax.vmap(jax.random.fold_in)(keys_lib.fold_ids(key, ids_M2)[source_F], sample_F)
-  cache = jax.tree.map(lay, pool.cache, loop.with_shared(fresh, None), axes)
   return loop.split_rows(Pool(
       put(pool.last_R, last_M[source_F]), put(pool.position_R, offset + lengths_M[source_F]), put(pool.number_R, jnp.zeros_like(rows_F)),
-      put(pool.used_R, lengths_M[source_F]), put(pool.key_R, key_F), cache), axes, mesh)
+      put(pool.used_R, lengths_M[source_F]), put(pool.key_R, key_F), jax.tree.map(rows, pool.cache, cache, axes)), axes, mesh)
 
 
 def take(model: Model, settings: Settings, mesh: Mesh | None, width: int, turn: int, pool: Pool, shared, rows_G: Array | None,
@@ -113,15 +111,15 @@ def put(model: Model, settings: Settings, mesh: Mesh | None, width: int, turn: i
     new = jax.lax.slice_in_dim(new, width, width + turn, axis=axes.slot)
     if rows_G is None:
       slot = axes.slot - (axes.slot > axes.row)
-      lay = lambda row, new, at: jax.lax.dynamic_update_slice_in_dim(row, new, at, axis=slot)
-      return jax.vmap(lay, in_axes=(axes.row, axes.row, 0), out_axes=axes.row)(held, new, used_G)
+      lay_row = lambda row, new, at: jax.lax.dynamic_update_slice_in_dim(row, new, at, axis=slot)
+      return jax.vmap(lay_row, in_axes=(axes.row, axes.row, 0), out_axes=axes.row)(held, new, used_G)
     numbers = jax.lax.ScatterDimensionNumbers(
         update_window_dims=tuple(i for i in range(held.ndim) if i != axes.row), inserted_window_dims=(axes.row,),
         scatter_dims_to_operand_dims=(axes.row, axes.slot))
     return jax.lax.scatter(held, jnp.stack([rows_G, used_G], axis=1), new, numbers, mode='clip')
 
-  lay = lambda held_R, new_G: new_G if rows_G is None else held_R.at[rows_G].set(new_G)
+  each = lambda held_R, new_G: new_G if rows_G is None else held_R.at[rows_G].set(new_G)
   cache = jax.tree.map(back, pool.cache, loop.with_shared(state.cache, None), axes)
   return loop.split_rows(Pool(
-      lay(pool.last_R, state.last_R), lay(pool.position_R, state.position_R), lay(pool.number_R, state.number_R),
-      lay(pool.used_R, used_G + state.step), pool.key_R, cache), axes, mesh)
+      each(pool.last_R, state.last_R), each(pool.position_R, state.position_R), each(pool.number_R, state.number_R),
+      each(pool.used_R, used_G + state.step), pool.key_R, cache), axes, mesh)

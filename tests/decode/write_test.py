@@ -147,16 +147,16 @@ def test_first_tokens_survive_the_cut():
 
 
 def test_compiled_lengths_are_few():
-  sizes = [batching.bucket(n, 16, 1000) for n in range(200)]
-  assert sorted(set(sizes)) == [16, 32, 64, 128, 256] and all(n <= size < 2 * max(n, 16) for n, size in enumerate(sizes))
-  assert batching.bucket(70, 64, 80) == 80
+  assert batching.halves(192, 64) == (96, 192) and batching.halves(80, 48) == (48, 80) and batching.halves(16, 48) == (16,)
+  assert batching.halves(1344, 64) == (96, 176, 336, 672, 1344)
+  assert [batching.fit(n, (48, 80)) for n in (0, 48, 49, 80)] == [48, 48, 80, 80]
 
 
 def test_later_calls_compile_nothing(random):
   """Calls of one `length`, whatever the prompts."""
   settings = dict(samples=2, temperature=0.9, length=40)
   write(*random, PROMPTS, **settings)
-  compiled = lambda: [f._cache_size() for f in (batching._make, batching._fill, batching._take, batching._advance, batching._put, sample._ready)]
+  compiled = lambda: [f._cache_size() for f in (batching._make, batching._read, batching._lay, batching._take, batching._advance, batching._put, sample._ready)]
   before = compiled()
   write(random[0], jax.tree.map(lambda x: x * 0.5, random[1]), PROMPTS[:3], seed=7, **settings)
   write(*random, [p + '?' for p in PROMPTS[:3]], **settings)
