@@ -7,7 +7,8 @@
 #   on_worker.sh follow [again]       the log from this start on (again: from now on) until the program ends
 #   on_worker.sh finish WAIT GRACE    waits WAIT s for the end, then SIGTERM, after GRACE s SIGKILL; prints `worker HOST exit CODE|stopped`
 #
-# Beside it: command (the program's arguments, quoted), settings, environment (mode 600), id, code.tar; it makes code/ venv/ log exit_code runner.
+# Beside it: command (the program's arguments, quoted), settings, environment (mode 600), id, code.tar.
+# It makes code/ venv/ log log_start exit_code runner.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
@@ -19,7 +20,7 @@ make_environment() {
   if python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' && python3 -m venv venv; then return 0; fi
   rm -rf venv
   python3 -m pip install --quiet --target=uv uv
-  uv/bin/uv venv --quiet --seed --python '>=3.11,<3.14' venv
+  uv/bin/uv venv --quiet --seed --python 3.12 venv
 }
 
 # The code as it was sent or as git has it. Only files that were sent are removed again: what a run wrote below code/ stays.

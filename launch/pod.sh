@@ -22,7 +22,7 @@ runtime_version() {
     v5litepod-*) echo v2-alpha-tpuv5-lite ;;
     v5p-*) echo v2-alpha-tpuv5 ;;
     v6e-*) echo v2-alpha-tpuv6e ;;
-    *) wrong "--version: which runtime image has --type $1? \`gcloud compute tpus tpu-vm versions list --zone=$flag_zone\` lists them" ;;
+    *) wrong "--version: which runtime image for type $1? gcloud compute tpus tpu-vm versions list --zone=$flag_zone" ;;
   esac
 }
 
@@ -50,7 +50,7 @@ read_pod_flags() {
     gs://*) ;;
     *)
       if spot && [ "$flag_restarts" -gt 0 ]; then
-        wrong "--workdir=gs://BUCKET/DIR is needed: what is on a preempted VM is lost, and the next one could not continue (or --restarts 0)"
+        wrong '--workdir=gs://BUCKET/DIR is needed: the disk of a preempted VM is lost, the next could not continue (or --restarts 0)'
       fi
       say 'warning: --workdir is not gs://...: results stay on the workers and go with them' ;;
   esac
@@ -82,7 +82,6 @@ identify() {
 # What is sent to the workers, in $stage. The environment goes in a file of mode 600, never in a command line.
 pack() {
   local name
-  rm -rf "$stage/job"
   mkdir "$stage/job"
   cp "$ROOT/launch/on_worker.sh" "$stage/job/"
   [ -n "$flag_git" ] || git -C "$ROOT" archive --output="$stage/job/code.tar" "$commit"
@@ -97,7 +96,6 @@ begin() {
   note "$JOB.tgz holds on_worker.sh, the environment (mode 600), the command, and the code: ${flag_git:-$ROOT} at $commit"
   note "  python $(quote -m distill_jax.main "${ARGS[@]}" | tr '\n' ' ')"
   note_env
-  [ -n "$switch_dry_run" ] || pack
   (cd "$stage" && tpu scp "$JOB.tgz" "$flag_name:" --worker=all) &&
     on all "mkdir -p $JOB && tar -xzf $JOB.tgz -C $JOB && rm $JOB.tgz && $ON_WORKER install" &&
     on all "$ON_WORKER start"
@@ -116,8 +114,14 @@ again() {
 }
 
 conclude() {
-  [ -z "$switch_delete" ] || { say "deleting $flag_name"; remove; }
+  [ -z "$switch_delete" ] || { say "deleting $flag_name"; remove || say "$flag_name could not be deleted (above)"; }
   exit "$1"
+}
+
+# What a resource that is there already would be made anew as.
+remember_kind() {
+  flag_type=${flag_type:-$KIND}
+  [ -n "$flag_version" ] || flag_version=$(runtime_version "$flag_type" 2>/dev/null) || flag_version=''
 }
 
 # Returns when the resource is ready, which it makes or makes anew where needed.
@@ -132,9 +136,12 @@ make_ready() {
       READY)
         [ -z "$flag_type" ] || [ "$KIND" = "$flag_type" ] ||
           wrong "$flag_name exists with type $KIND, not $flag_type: take another --name, or delete it (--delete)"
+        remember_kind
         return ;;
-      LOST) again "$flag_name was preempted"; remove ;;
-      FAILED) fail "$flag_name failed: \`gcloud compute tpus queued-resources describe $flag_name --zone=$flag_zone\` says why; --delete removes it" ;;
+      LOST) remember_kind; need_flags type version; again "$flag_name was preempted"; remove ;;
+      FAILED)
+        say "$flag_name failed; this says why: gcloud compute tpus queued-resources describe $flag_name --zone=$flag_zone"
+        fail '--delete without a program removes it' ;;
       *) sleep "$flag_poll" ;;
     esac
   done
@@ -231,7 +238,8 @@ run_pod() {
   stage=$(mktemp -d)
   trap 'rm -rf "$stage"' EXIT
   identify
-  trap 'say "interrupted here; the job on the workers goes on. The same command follows it again, --stop ends it."; exit 130' INT
+  pack
+  trap 'say "interrupted; $flag_name and what runs there go on. The same command follows again, --stop ends the program."; exit 130' INT
   while :; do
     make_ready
     counted=''

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Submits to SLURM: launch/slurm_job.sh on GPU (or CPU) nodes, requeued by itself on exit code 75.
 #
-#   launch/slurm.sh --name kd --nodes 2 --gpus 8 --time 12:00:00 --sbatch=--partition=gpu -- --config=configs/gsm8k.py:full --workdir=/shared/kd
+#   launch/slurm.sh --name kd --nodes 2 --gpus 8 --time 12:00:00 --sbatch=--partition=gpu \
+#     -- --config=configs/gsm8k.py:full --workdir=/shared/kd
 #
 #   --name NAME           of the job (default distill_jax)
 #   --nodes N             how many nodes (default 1)

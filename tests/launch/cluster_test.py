@@ -15,6 +15,11 @@ def flags(call):
   return dict(arg.removeprefix('--').partition('=')[::2] for arg in call if arg.startswith('--'))
 
 
+def printed(dry):
+  """The commands of a dry run."""
+  return [shlex.split(line) for line in dry.stdout.splitlines() if not line.startswith('#')]
+
+
 def test_an_xpk_workload_installs_the_code_and_restarts_on_75(stubs):
   stubs.insert('xpk', 'ls code; cat env.names')
   done = stubs.run('xpk.sh', *XPK, '--slices=2', '--restarts=3', '--env=HF_TOKEN', *RUN, *NASTY, HF_TOKEN='s3cr3t')
@@ -24,11 +29,13 @@ def test_an_xpk_workload_installs_the_code_and_restarts_on_75(stubs):
   assert call[:2] == ['workload', 'create']
   given = flags(call)
   command = given.pop('command')
-  assert given == {'workload': 'kd', 'cluster': 'pods', 'zone': 'z', 'project': 'p', 'tpu-type': 'v5litepod-256', 'num-slices': '2', 'base-docker-image': 'python:3.12',
-                   'script-dir': 'code', 'env-file': 'env.names', 'max-restarts': '3', 'restart-on-exit-codes': '75', 'termination-grace-period-seconds': '120'}
+  assert given == {
+      'workload': 'kd', 'cluster': 'pods', 'zone': 'z', 'project': 'p', 'tpu-type': 'v5litepod-256', 'num-slices': '2',
+      'base-docker-image': 'python:3.12', 'script-dir': 'code', 'env-file': 'env.names', 'max-restarts': '3', 'restart-on-exit-codes': '75',
+      'termination-grace-period-seconds': '120'}
   assert 's3cr3t' not in str(call) + done.stdout + done.stderr
   assert '\n' not in command
-  subprocess.run(['bash', '-c', f'({command})'], env=stubs.environment | {'HOME': str(stubs.place / 'pod')}, check=True, capture_output=True)
+  subprocess.run(['bash', '-c', f'({command})'], env=stubs.environment | {'HOME': '/nowhere/pod'}, check=True, capture_output=True)
   assert stubs.calls('python3')[0] == ['-m', 'pip', 'install', '--quiet', '--editable', '.[tpu]']
   assert stubs.calls('main.pod') == [['-m', 'distill_jax.main', *RUN[1:], *NASTY]]
 
@@ -54,20 +61,23 @@ def test_an_xpk_dry_run_prints_exactly_what_runs(stubs):
   assert dry.returncode == 0 and 'HF_TOKEN=***' in dry.stdout and 's3cr3t' not in dry.stdout
   assert not stubs.calls('xpk')
   assert stubs.run('xpk.sh', *arguments, *RUN, *NASTY, HF_TOKEN='s3cr3t').returncode == 0
-  assert [shlex.split(line) for line in dry.stdout.splitlines() if not line.startswith('#')] == [['xpk', *call] for call in stubs.calls('xpk')]
+  assert printed(dry) == [['xpk', *call] for call in stubs.calls('xpk')]
 
 
 @pytest.mark.parametrize('arguments,message', [
-    (('--name=kd', *RUN), '--cluster is missing'), (('--cluster=c', '--name=kd', *RUN), '--type is missing'), ((*XPK, '--', '--config=x'), '--workdir=gs://'),
-    ((*XPK, '--name=Kd', *RUN), 'small letters'), ((*XPK, '--name=' + 41 * 'a', *RUN), 'longer than'), ((*XPK, '--image=a', '--base-image=b', *RUN), 'give one of'),
-    ((*XPK, *RUN, 'two\nlines'), 'line break'), ((*XPK, '--delete', *RUN), 'needs --wait'), ((*XPK, '--tpu=x', *RUN), "unknown flag '--tpu'")])
+    (('--name=kd', *RUN), '--cluster is missing'), (('--cluster=c', '--name=kd', *RUN), '--type is missing'),
+    ((*XPK, '--', '--config=x'), '--workdir=gs://'), ((*XPK, '--name=Kd', *RUN), 'small letters'),
+    ((*XPK, '--name=' + 41 * 'a', *RUN), 'longer than'), ((*XPK, '--image=a', '--base-image=b', *RUN), 'give one of'),
+    ((*XPK, *RUN, 'two\nlines'), 'line break'),
+    ((*XPK, '--delete', *RUN), 'needs --wait'), ((*XPK, '--tpu=x', *RUN), "unknown flag '--tpu'")])
 def test_wrong_xpk_commands_say_what_is_wrong(stubs, arguments, message):
   done = stubs.run('xpk.sh', *arguments)
   assert (done.returncode, message in done.stderr) == (2, True), done.stderr
   assert not stubs.calls('xpk')
 
 
-@pytest.mark.parametrize('tool,script,arguments', [('xpk', 'xpk.sh', (*XPK, *RUN)), ('gcloud', 'xpk.sh', (*XPK, *RUN)), ('sbatch', 'slurm.sh', RUN)])
+@pytest.mark.parametrize('tool,script,arguments', [
+    ('xpk', 'xpk.sh', (*XPK, *RUN)), ('gcloud', 'xpk.sh', (*XPK, *RUN)), ('sbatch', 'slurm.sh', RUN)])
 def test_a_missing_tool_is_named(without, tool, script, arguments):
   done = without(tool).run(script, *arguments)
   assert done.returncode == 1 and f'{tool} is not installed: ' in done.stderr
@@ -76,20 +86,21 @@ def test_a_missing_tool_is_named(without, tool, script, arguments):
 
 @pytest.mark.parametrize('per,tasks', [('node', 1), ('gpu', 8)])
 def test_slurm_submits(stubs, per, tasks):
-  arguments = ('--name=kd', '--nodes=2', '--gpus=8', f'--per={per}', '--time=1:00:00', '--sbatch=--partition=gpu --account=me', '--restarts=3')
+  arguments = ('--name=kd', '--nodes=2', '--gpus=8', f'--per={per}', '--time=1:0:0', '--sbatch=--partition=gpu --account=me',
+               '--restarts=3')
   dry = stubs.run('slurm.sh', *arguments, '--dry-run', *RUN, *NASTY)
   assert not stubs.calls('sbatch')
   done = stubs.run('slurm.sh', *arguments, *RUN, *NASTY)
   assert done.returncode == dry.returncode == 0, done.stderr
-  assert [shlex.split(line) for line in dry.stdout.splitlines() if not line.startswith('#')] == [['sbatch', *call] for call in stubs.calls('sbatch')]
+  assert printed(dry) == [['sbatch', *call] for call in stubs.calls('sbatch')]
   assert stubs.calls('sbatch') == [[
-      '--job-name=kd', '--output=kd-%j.out', '--nodes=2', f'--ntasks-per-node={tasks}', '--gpus-per-node=8', '--time=1:00:00', '--partition=gpu', '--account=me',
-      str(stubs.checkout / 'launch' / 'slurm_job.sh'), '--restarts=3', *RUN, *NASTY]]
+      '--job-name=kd', '--output=kd-%j.out', '--nodes=2', f'--ntasks-per-node={tasks}', '--gpus-per-node=8', '--time=1:0:0',
+      '--partition=gpu', '--account=me', str(stubs.checkout / 'launch' / 'slurm_job.sh'), '--restarts=3', *RUN, *NASTY]]
 
 
 @pytest.mark.parametrize('arguments,message', [
-    (('--per=gpu', *RUN), 'how many GPUs'), (('--per=core', *RUN), 'node or gpu'), (('--nodes=x', *RUN), 'not a whole number'), ((), 'nothing to run'),
-    (('--env=NOT_THERE', *RUN), 'not set here'), (('--partition=x', *RUN), "unknown flag '--partition'")])
+    (('--per=gpu', *RUN), 'how many GPUs'), (('--per=core', *RUN), 'node or gpu'), (('--nodes=x', *RUN), 'not a whole number'),
+    ((), 'nothing to run'), (('--env=NOT_THERE', *RUN), 'not set here'), (('--partition=x', *RUN), "unknown flag '--partition'")])
 def test_wrong_slurm_commands_say_what_is_wrong(stubs, arguments, message):
   done = stubs.run('slurm.sh', *arguments)
   assert (done.returncode, message in done.stderr) == (2, True), done.stderr
@@ -105,8 +116,8 @@ def test_the_batch_script_asks_slurm_for_the_signal_and_the_requeue(stubs):
 
 
 @pytest.mark.parametrize('code,state,restarted,expected,requeued', [
-    (75, 'RUNNING', 0, 0, True), (75, 'RUNNING', 3, 75, False), (75, 'CANCELLED', 0, 75, False), (0, 'RUNNING', 0, 0, False), (1, 'RUNNING', 0, 1, False),
-    (2, 'RUNNING', 0, 2, False), (137, 'RUNNING', 0, 137, False)])
+    (75, 'RUNNING', 0, 0, True), (75, 'RUNNING', 3, 75, False), (75, 'CANCELLED', 0, 75, False), (0, 'RUNNING', 0, 0, False),
+    (1, 'RUNNING', 0, 1, False), (2, 'RUNNING', 0, 2, False), (137, 'RUNNING', 0, 137, False)])
 def test_a_slurm_job_requeues_itself_on_75_only(stubs, code, state, restarted, expected, requeued):
   stubs.answer('codes.task', code)
   stubs.answer('scontrol.out', f'JobId=42 JobState={state} Reason=None')

@@ -10,9 +10,10 @@ from typing import NamedTuple
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-REAL = ('gcloud', 'xpk', 'sbatch', 'srun', 'scontrol', 'scancel', 'kubectl', 'python', 'python3')   # never the machine's own
+REAL = ('gcloud', 'xpk', 'sbatch', 'srun', 'scontrol', 'scancel', 'kubectl', 'ssh', 'scp', 'python', 'python3')   # never the machine's own
 
-# Appends the arguments to $STUBS/calls/TOOL, NUL between arguments, RS NUL after a call. next_line FILE: its first line, which goes unless it is the last.
+# Appends the arguments to $STUBS/calls/TOOL, a NUL after each, RS NUL after a call.
+# next_line FILE: its first line, which goes unless it is the last.
 RECORD = '''#!/bin/bash
 tool=$(basename "$0")
 { printf '%s\\0' "$@"; printf '\\036\\0'; } >>"$STUBS/calls/$tool"
@@ -23,7 +24,7 @@ next_line() {
 }
 '''
 
-# Workers are directories $STUBS/workers/0, 1, ...: the home directories of as many machines. ssh evaluates the command as a remote shell does.
+# Workers are directories $STUBS/workers/0, 1, ...: homes on as many machines. ssh evaluates the command as a remote shell does.
 GCLOUD = RECORD + '''
 for arg; do
   case $arg in --worker=*) worker=${arg#*=} ;; --command=*) command=${arg#*=} ;; esac
@@ -54,7 +55,8 @@ done
 exit $status
 '''
 
-# The program: its exit codes stand in $STUBS/answers/codes.WORKER (or .PROCESS), a line a start. `wait` waits for a signal, `preempt` takes the machine away.
+# The program: its exit codes stand in $STUBS/answers/codes.WORKER (or .PROCESS), a line a start.
+# `wait` waits for a signal, `stubborn` ignores it, `preempt` takes the machine away.
 PYTHON = RECORD + '''
 [ "$1" = -m ] || exit 0
 case $2 in
@@ -115,12 +117,12 @@ class Stubs(NamedTuple):
 
   def run(self, script: str, *arguments: str, timeout: float = 20, **environment) -> subprocess.CompletedProcess:
     """launch/SCRIPT with the stubs, in a directory of its own."""
-    return subprocess.run([self.checkout / 'launch' / script, *arguments], env=self.environment | environment, cwd=self.place, capture_output=True, text=True,
-                          timeout=timeout, stdin=subprocess.DEVNULL)
+    return subprocess.run([self.checkout / 'launch' / script, *arguments], env=self.environment | environment, cwd=self.place,
+                          capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL)
 
   def start(self, script: str, *arguments: str, **environment) -> subprocess.Popen:
-    process = subprocess.Popen([self.checkout / 'launch' / script, *arguments], env=self.environment | environment, cwd=self.place, text=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, start_new_session=True)
+    process = subprocess.Popen([self.checkout / 'launch' / script, *arguments], env=self.environment | environment, cwd=self.place,
+                               text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, start_new_session=True)
     self.started.append(process)
     return process
 
@@ -177,7 +179,8 @@ def checkout(tmp_path_factory):
 def stubs(tmp_path, ordinary_tools, checkout):
   for name in ('bin', 'calls', 'answers', 'workers/0', 'workers/1'):
     (tmp_path / name).mkdir(parents=True)
-  for tool, text in dict(gcloud=GCLOUD, python=PYTHON, python3=PYTHON, xpk=ANSWERING, sbatch=ANSWERING, scontrol=ANSWERING, scancel=ANSWERING, srun=SRUN).items():
+  texts = dict.fromkeys(('xpk', 'sbatch', 'scontrol', 'scancel'), ANSWERING) | dict(gcloud=GCLOUD, python=PYTHON, python3=PYTHON, srun=SRUN)
+  for tool, text in texts.items():
     (tmp_path / 'bin' / tool).write_text(text)
     (tmp_path / 'bin' / tool).chmod(0o755)
   environment = dict(PATH=f'{tmp_path / "bin"}:{ordinary_tools}', STUBS=str(tmp_path), HOME=str(tmp_path), LANG='C.UTF-8')

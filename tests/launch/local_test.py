@@ -21,7 +21,8 @@ def test_every_process_gets_its_place_and_its_lines_a_number(stubs):
     coordinator, processes, place, *rest = call[2:]
     assert (processes, place, rest) == ('--processes=3', f'--process={process}', ['--config=configs/gsm8k.py:tiny', *nasty])
     ports.add(coordinator)
-    assert {f'[{process}] hello from {process}', f'[{process}] bye from {process}', f'[{process}] no newline at the end'} <= set(done.stdout.splitlines())
+    lines = [line for line in done.stdout.splitlines() if line.startswith(f'[{process}] ')]
+    assert lines == [f'[{process}] {line}' for line in (f'hello from {process}', f'bye from {process}', 'no newline at the end')]
     environment = stubs.said(f'environment.{process}').splitlines()
     assert 'JAX_PLATFORMS=cpu' in environment
     assert 'XLA_FLAGS=--xla_x=1 --xla_force_host_platform_device_count=2' in environment
@@ -86,15 +87,15 @@ def _mentions(pid: str, text: str) -> bool:
 def test_a_dry_run_prints_the_commands(stubs):
   dry = stubs.run('local.sh', '-n', '2', '--port=20001', '--dry-run', *RUN, '--config.x=a b')
   assert [shlex.split(line) for line in dry.stdout.splitlines()] == [
-      ['env', 'JAX_PLATFORMS=cpu', 'python', '-m', 'distill_jax.main', '--coordinator=localhost:20001', '--processes=2', f'--process={process}',
-       RUN[1], '--config.x=a b'] for process in range(2)]
+      ['env', 'JAX_PLATFORMS=cpu', 'python', '-m', 'distill_jax.main', '--coordinator=localhost:20001', '--processes=2',
+       f'--process={process}', RUN[1], '--config.x=a b'] for process in range(2)]
   assert not stubs.calls('python')
 
 
 @pytest.mark.parametrize('arguments,message', [
-    (RUN, 'how many processes'), (('-n', '0', *RUN), 'at least one'), (('-n', 'two', *RUN), 'not a whole number'), (('-n', '2'), 'nothing to run'),
-    (('-n',), '-n needs a value'), (('-n', '2', '--nodes=2', *RUN), "unknown flag '--nodes'"), (('-n', '2', '--env=HOME', *RUN), "unknown flag '--env'"),
-    (('-n', '2', '--devices=', *RUN), '--devices: the value is empty')])
+    (RUN, 'how many processes'), (('-n', '0', *RUN), 'at least one'), (('-n', 'two', *RUN), 'not a whole number'),
+    (('-n', '2'), 'nothing to run'), (('-n',), '-n needs a value'), (('-n', '2', '--nodes=2', *RUN), "unknown flag '--nodes'"),
+    (('-n', '2', '--env=HOME', *RUN), "unknown flag '--env'"), (('-n', '2', '--devices=', *RUN), '--devices: the value is empty')])
 def test_wrong_commands_say_what_is_wrong(stubs, arguments, message):
   done = stubs.run('local.sh', *arguments)
   assert (done.returncode, message in done.stderr) == (2, True), done.stderr
