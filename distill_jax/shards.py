@@ -85,7 +85,8 @@ def _labels(opened, encoded, total) -> list[str]:
     there = ids >= 0
     tokens, width = tokens + len(ids), max(width, ids.shape[1])
     counts.append(there.sum(-1))
-    masses.append(np.where(there, np.exp(logps.astype(np.float32)), 0).sum(-1)[there.any(-1)])
+    counted = there.any(-1) & (opened.rows([row])['weights'][0] > 0 if 'weights' in opened.columns else True)
+    masses.append(np.where(there, np.exp(logps.astype(np.float32)), 0).sum(-1)[counted])
     if encoded:
       parts.append(codec.parts(opened.rows([row], columns=(cache.COLUMN,))[cache.COLUMN][0]))
   counts, masses = np.concatenate(counts), np.concatenate(masses)
@@ -106,7 +107,7 @@ def _labels(opened, encoded, total) -> list[str]:
                 + (f', {told.min()} to {told.max()} ids each, {told.mean():.1f} in the mean' if len(told) else '')
                 + (' (a compact cache keeps none under weight 0)' if encoded else '')]
   if opened.manifest.get('codec', {}).get('draws') is None and len(masses):
-    lines += [f'kept mass (mean {100 * masses.mean():.2f} %, least {100 * masses.min():.2f} %)', *_histogram(masses)]
+    lines += [f'kept mass of {len(masses):,} targets (mean {100 * masses.mean():.2f} %, least {100 * masses.min():.2f} %)', *_histogram(masses)]
   if encoded and not opened.manifest['codec'].get('draws'):
     lost = np.asarray(opened.column(cache.LOST))
     lines += [f'KL lost to coding: {lost.mean():.1e} nats a token in the mean of all rows, {lost.max():.1e} in the worst row (measured when '

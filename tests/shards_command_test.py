@@ -52,7 +52,7 @@ def test_inspect_of_compact_labels(tmp_path, capsys):
   assert sum(float(x) for x in re.findall(r'^  (?!together)\S.*? +([\d.]+)$', out.split('bytes a token')[1].split('labels alone')[0], re.M)) == (
       pytest.approx(number('together'), abs=0.06))
   masses = np.concatenate([np.exp(pair[1]).sum(-1) for pair in made])
-  assert f'kept mass (mean {100 * masses.mean():.2f} %' in out and 'where raw ones (k = 6, float32) take 48' in out
+  assert f'kept mass of 270 targets (mean {100 * masses.mean():.2f} %' in out and 'where raw ones (k = 6, float32) take 48' in out
   bars = {float(low): float(share) for low, share in re.findall(r'^ +([\d.]+) - +[\d.]+ % +([\d.]+) %', out, re.M)}
   assert bars[50.0] == pytest.approx(100 * ((masses >= 0.5) & (masses < 0.8)).mean(), abs=0.4) and sum(bars.values()) == pytest.approx(100, abs=0.5)
   assert 'KL lost to coding: ' in out and '5 of 5 record batches read and right' in out

@@ -40,7 +40,7 @@ def read(data: np.ndarray, unary_at: int, plain_at: int, n: int, code: int, more
   """
   if n == 0:
     return np.zeros(0, np.int64)
-  ends = np.flatnonzero(np.unpackbits(data[unary_at:plain_at], bitorder='little').view(bool))
+  ends = np.unpackbits(data[unary_at:plain_at], bitorder='little').view(bool).nonzero()[0]
   if len(ends) < n or code % _HEAVY not in ORDERS:
     raise ValueError(f'{len(ends)} numbers where {n} were written')
   ends = ends[:n]
@@ -49,16 +49,20 @@ def read(data: np.ndarray, unary_at: int, plain_at: int, n: int, code: int, more
   np.subtract(ends[1:], ends[:-1] + 1, out=high[1:])
   order = _order(code, more)
   width = order if code < _HEAVY else high + order
-  if np.ndim(width):
-    total = np.cumsum(width)
-    first, last = total - width, int(total[-1])
+  if isinstance(width, int):
+    widest, last, whole = width, width * n, 1 << min(width, _WIDEST)
+    first = np.arange(8 * plain_at, 8 * plain_at + last, width) if width else 0
   else:
-    first, last = width * np.arange(n), width * n
-  if np.max(width) > _WIDEST or plain_at + (last + 7) // 8 > len(data) - PAD:
+    first = np.cumsum(width)
+    widest, last, whole = int(width.max()), int(first[-1]), np.left_shift(1, width)
+    first -= width
+    first += 8 * plain_at
+  if widest > _WIDEST or plain_at + (last + 7) // 8 > len(data) - PAD:
     raise ValueError('numbers that reach beyond the end')
-  whole = np.left_shift(1, width)
-  low = _gather(data, 8 * plain_at + first, whole - 1) if last else 0
-  return (high << order) + low if code < _HEAVY else whole + low - np.left_shift(1, order)
+  low = _gather(data, first, whole - 1) if last else 0
+  if code < _HEAVY:
+    return (high << order) + low
+  return whole + low - (1 << order if isinstance(order, int) else np.left_shift(1, order))
 
 
 def padded(data) -> np.ndarray:
@@ -86,7 +90,9 @@ def _rice_bits(numbers, order):
 
 def _order(code, more):
   """The order of a code, of each number where `more` is an array."""
-  return np.maximum(code % _HEAVY + more, 0) if np.ndim(more) else max(code % _HEAVY + more, 0)
+  if isinstance(more, np.ndarray) and more.ndim:
+    return np.maximum(more + code % _HEAVY, 0)
+  return max(code % _HEAVY + int(more), 0)
 
 
 def _split(numbers, code, more):
@@ -114,8 +120,8 @@ def _plain(low, width):
 
 def _gather(data, at, mask):
   """The bits under `mask` of the words that begin at these bits of `data`."""
-  words = np.ndarray((len(data) - PAD + 1,), '<u8', buffer=data, strides=(1,))
-  return (words[at >> 3] >> (at & 7).astype(np.uint64)).astype(np.int64) & mask
+  words = np.ndarray((len(data) - PAD + 1,), '<i8', buffer=data, strides=(1,))      # the sign fills bits that no mask reaches
+  return (words[at >> 3] >> (at & 7)) & mask
 
 
 def varints(numbers) -> np.ndarray:

@@ -26,6 +26,8 @@ NAME, VERSION = 'compact', 1
 NATS = 2e-4      # lost a token by default
 _UNITS = 1 << 24
 _SMALL = 0.25    # what a value below half a step is read as, in steps
+_SQUARES = np.square(np.concatenate([[_SMALL], np.arange(1.0, 4096)]))
+_LOGS = np.log(_SQUARES)
 _STREAMS = ('counts', 'ids', 'scales', 'values', 'tails')
 _SCALES = range(12)
 _NONE = 255      # code of a stream that is not there: all tokens have K entries, all values one scale
@@ -114,16 +116,15 @@ def decode(data) -> tuple[np.ndarray, np.ndarray]:
       n = _possible(opened, int(counts_L.sum()))
       there, fewer = np.arange(width) < counts_L[:, None], np.repeat(_fewer(counts_L), counts_L)
     spread = lambda flat: flat.reshape(tokens, width) if there is None else _place(there, flat)
-    ids = np.cumsum(spread(_stream(opened, 'ids', n, fewer) + 1), axis=-1) - 1
+    ids = spread(_stream(opened, 'ids', n, fewer) + 1).cumsum(-1) - 1
     scales = 0 if opened.codes['scales'] == _NONE else np.repeat(_stream(opened, 'scales', tokens), width if counts_L is None else counts_L)
     values = _stream(opened, 'values', n, scales)
     if opened.draws:
       logps = spread(np.log((values + 1) / opened.draws))
     else:
-      root = np.where(values == 0, np.float32(_SMALL), values.astype(np.float32))
-      placed = spread(root)
-      sums_L = np.einsum('lk,lk->l', placed, placed, dtype=np.float64)
-      logps = 2 * spread(np.log(root)) + np.log(_kept(opened, counts_L) / np.where(sums_L > 0, sums_L, 1))[:, None]
+      logs, squares = _curve(values)
+      sums_L = spread(squares).sum(-1)
+      logps = spread(logs) + np.log(_kept(opened, counts_L) / np.where(sums_L > 0, sums_L, 1))[:, None]
     top_ids, top_logps = np.full((opened.tokens, width), -1, np.int32), np.zeros((opened.tokens, width), np.float32)
     top_ids[opened.first:] = ids if there is None else np.where(there, ids, -1)
     top_logps[opened.first:] = logps if there is None else np.where(there, logps, 0)
@@ -213,6 +214,14 @@ def _kept(opened, counts_L):
   kept_L, has_L = np.ones(tokens), counts_L > 0
   kept_L[has_L] -= _stream(opened, 'tails', int(has_L.sum())) / _UNITS
   return kept_L
+
+
+def _curve(values):
+  """(log, value) of the squares that these values stand for, float64: float32 has too few digits for 1 - sum to meet the tail."""
+  if values.max(initial=0) < len(_SQUARES):
+    return _LOGS[values], _SQUARES[values]
+  roots = np.where(values == 0, _SMALL, values)
+  return 2 * np.log(roots), np.square(roots)
 
 
 def _fewer(counts):

@@ -80,15 +80,15 @@ def label(out, inputs, *, seed, how, log, roles, method, task=None, split='train
     some[cache_lib.LABELS[0]], some[cache_lib.LABELS[1]] = zip(*map(codec.decode, some[cache_lib.COLUMN]))
     summary.update(codec=cache.codec, nats_lost=float(np.mean(opened.column(cache_lib.LOST))))
   if cache_lib.LABELS[1] in some:
-    masses = [_mass(*labels) for labels in zip(some[cache_lib.LABELS[0]], some[cache_lib.LABELS[1]])]
+    masses = [_mass(*row) for row in zip(*[some[name] for name in (*cache_lib.LABELS, 'weights')])]
     summary['kept_mass'] = float(np.mean([m.mean() for m in masses if len(m)]))
   return summary
 
 
-def _mass(ids_LK, logps_LK):
-  """What the entries of each token that has any hold together."""
-  ids_LK, logps_LK = np.asarray(ids_LK), np.asarray(logps_LK, np.float32)
-  return np.where(ids_LK >= 0, np.exp(logps_LK), 0).sum(-1)[(ids_LK >= 0).any(-1)]
+def _mass(ids_LK, logps_LK, weights_L):
+  """What the entries of each target that counts hold together."""
+  told = np.asarray(weights_L) > 0
+  return np.where(ids_LK >= 0, np.exp(np.asarray(logps_LK, np.float32)), 0).sum(-1)[told]
 
 
 def _saying(method, cache, seed):
