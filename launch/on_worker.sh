@@ -61,14 +61,20 @@ run() {
   echo $$ >runner
   # shellcheck source=/dev/null
   . ./environment
-  local child code
+  local child told code=127 ended
   cd code
   eval "set -- $(cat ../command)"
   PYTHONUNBUFFERED=1 ../venv/bin/python "$@" &
   child=$!
-  trap 'kill -TERM "$child" 2>/dev/null' TERM
+  trap 'told=yes; kill -TERM "$child" 2>/dev/null' TERM
   set +e
-  while wait "$child"; code=$?; kill -0 "$child" 2>/dev/null; do :; done
+  while    # a signal ends `wait`, not the program; 127: its code was given before
+    told=''
+    wait "$child"
+    ended=$?
+    [ "$ended" -eq 127 ] || code=$ended
+    [ -n "$told" ]
+  do :; done
   echo "$code" >../exit_code.new && mv ../exit_code.new ../exit_code
 }
 

@@ -22,11 +22,18 @@ fi
 export PYTHONUNBUFFERED=1
 
 # SIGTERM comes to this shell only, 120 s before the time limit: hand it to the tasks (srun itself would kill them).
-trap 'scancel --signal=TERM "$SLURM_JOB_ID"' TERM
+trap 'told=yes; scancel --signal=TERM "$SLURM_JOB_ID"' TERM
 # Who ends first must not cut short who still saves: a task that ends badly does not kill the others before 180 s.
 srun --kill-on-bad-exit=0 --wait=180 "${PYTHON:-python}" -m distill_jax.main "$@" &
 step=$!
-while wait "$step"; code=$?; kill -0 "$step" 2>/dev/null; do :; done
+code=127
+while    # a signal ends `wait`, not the step; 127: its code was given before
+  told=''
+  wait "$step"
+  ended=$?
+  [ "$ended" -eq 127 ] || code=$ended
+  [ -n "$told" ]
+do :; done
 
 [ "$code" -eq 75 ] || exit "$code"
 if [ "${SLURM_RESTART_COUNT:-0}" -ge "$restarts" ]; then

@@ -24,8 +24,23 @@ next_line() {
 }
 '''
 
-# Workers are directories $STUBS/workers/0, 1, ...: homes on as many machines. ssh evaluates the command as a remote shell does.
+# Workers are directories $STUBS/workers/0, 1, ...: homes on as many machines. ssh evaluates the command as a remote shell does;
+# Ctrl-C ends the connection and not what runs there.
 GCLOUD = RECORD + '''
+over_ssh() {
+  local pipe=$STUBS/pipe.$$ reader code
+  rm -f "$pipe"
+  mkfifo "$pipe"
+  cat <"$pipe" &
+  reader=$!
+  trap 'kill "$reader"; exit 130' INT
+  (cd "$1" && HOME=$1 exec setsid bash -c "$command" >"$pipe" 2>"$pipe.errors" </dev/null) &
+  wait $!
+  code=$?
+  wait "$reader"
+  cat "$pipe.errors" >&2
+  return "$code"
+}
 for arg; do
   case $arg in --worker=*) worker=${arg#*=} ;; --command=*) command=${arg#*=} ;; esac
 done
@@ -49,7 +64,7 @@ status=0
 for home in $homes; do
   case $4 in
     scp) cp "$5" "$home/" ;;
-    ssh) (cd "$home" && HOME=$home bash -c "$command") || { code=$?; [ "$status" -ne 0 ] || status=$code; } ;;
+    ssh) over_ssh "$home" || { code=$?; [ "$status" -ne 0 ] || status=$code; } ;;
   esac
 done
 exit $status
