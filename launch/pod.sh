@@ -61,9 +61,10 @@ tpu() { run gcloud compute tpus tpu-vm "$@" "--zone=$flag_zone" "--project=$flag
 
 on() { tpu ssh "$flag_name" "--worker=$1" "--command=$2" --ssh-flag=-oServerAliveInterval=30 --ssh-flag=-oServerAliveCountMax=4; }
 
-# ask COMMAND ...: its standard output, or NOT_FOUND; any other error ends the script.
+# ask COMMAND ...: sets ANSWER to its standard output, or NOT_FOUND; any other error ends the script.
 # shellcheck disable=SC2034
 ask() {
+  if [ -n "$switch_dry_run" ]; then "$@"; return; fi
   if ANSWER=$("$@" 2>"$stage/error"); then return; fi
   ANSWER=NOT_FOUND
   grep -qiE 'not_found|not found' "$stage/error" || { cat "$stage/error" >&2; fail "gcloud could not describe $flag_name (above)"; }
@@ -154,10 +155,13 @@ blame() {
   again "$flag_name is gone ($STATE)"
 }
 
+# A line for each worker: none, or what on_worker.sh says.
+states() { on all "$ON_WORKER state 2>/dev/null || echo none"; }
+
 # Starts the job where it does not run yet. Fails when the workers cannot be reached.
 attach_or_begin() {
   local states line here=0 all=0
-  states=$(on all "$ON_WORKER state 2>/dev/null || echo none") || return 1
+  states=$(states) || return 1
   while IFS= read -r line; do
     case $line in
       "running $id") here=$((here + 1)) ;;
@@ -213,13 +217,22 @@ judge() {
 
 show_plan() {
   identify
-  if [ -n "$flag_type" ]; then note "unless $flag_name exists:"; create; else note "$flag_name must exist (no --type)"; fi
-  note 'unless this job runs there already:'
+  note "until $flag_name is ready:"
+  look
+  if [ -n "$flag_type" ]; then note 'unless it exists:'; create; else note 'it must exist (no --type)'; fi
+  note 'what runs there?'
+  states
+  note 'unless it is this job:'
   begin
-  note 'the log of worker 0 until it ends, then the exit code of every worker:'
+  note 'the log of worker 0 until it ends (and again where the connection dropped), then the exit code of every worker:'
   on 0 "$ON_WORKER follow"
+  on 0 "$ON_WORKER state"
   on all "$ON_WORKER finish $flag_grace $flag_grace"
-  note "exit code $AGAIN: the same again; preempted: deleted, created, and the same again; up to $flag_restarts times in all"
+  if [ "$flag_restarts" -eq 0 ]; then
+    note "exit code $AGAIN, or preempted: ends with $AGAIN (no --restarts)"
+  else
+    note "exit code $AGAIN: the same again; preempted: deleted, created, and the same again; up to $flag_restarts times in all"
+  fi
   if [ -n "$switch_delete" ]; then note 'at the end, however it ends:'; remove; else note "$flag_name is left as it is (no --delete)"; fi
 }
 

@@ -30,7 +30,7 @@ switch_spot=''
 spot() { [ -n "$switch_spot" ]; }
 
 look() {
-  ask gcloud compute tpus tpu-vm describe "$flag_name" '--format=value(state,acceleratorType)' "--zone=$flag_zone" "--project=$flag_project"
+  ask tpu describe "$flag_name" '--format=value(state,acceleratorType)'
   read -r STATE KIND <<<"$ANSWER" || true
   KIND=${KIND##*/}
   case $STATE in
