@@ -4,7 +4,7 @@
     python -m benchmarks.run                     about 10 minutes on 2 cores; --quick for a check that it runs
 
 kd: one training step, cross-entropy + KL to a live teacher at all positions, AdamW, float32: student GPT-2 shape 4 x 256, teacher 8 x 512,
-vocabulary 32,000, 8 rows of 128.  sample: 8 x 512, 16 prompts of 32 tokens, 128 new tokens.  feed: share of a training step's time that
+vocabulary 32,000, 8 rows of 128.  sample, greedy, eight, floor: see benchmarks/sampling.py.  feed: share of a training step's time that
 the loop stands waiting for batches read from shards.
 Ratios are of neighbouring runs, so that a machine that slows down slows both.
 """
@@ -18,49 +18,14 @@ import time
 import jax
 import numpy as np
 
+from benchmarks import measure, sampling
 from distill_jax.core import keys, mesh as mesh_lib
 from distill_jax.core.types import Role
 from distill_jax.data import feed, rows as rows_lib, shards
-from distill_jax.decode import sample
 from distill_jax.methods import METHODS
 from distill_jax.models import MODELS
 from distill_jax.stages.train import Labelled
 from distill_jax.train import optim, step as step_lib
-
-GPT2 = dict(norm='layer', positions='learned', activation='gelu_tanh', gated=False, attention_bias=True, mlp_bias=True, tied=True)
-
-
-def shape(width: int, layers: int, *, vocab: int, length: int) -> dict:
-  """Keywords of a GPT-2 shape."""
-  return dict(vocab_size=vocab, width=width, layers=layers, heads=width // 64, mlp_width=4 * width, max_length=length, **GPT2)
-
-
-def torch_twin(config: dict):
-  """The same shape in transformers."""
-  import transformers
-  return transformers.GPT2LMHeadModel(transformers.GPT2Config(
-      vocab_size=config['vocab_size'], n_embd=config['width'], n_layer=config['layers'], n_head=config['heads'], n_positions=config['max_length'],
-      resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=None))
-
-
-def interleave(runs: dict, count: int) -> dict[str, list[float]]:
-  """Seconds of each of `runs`, called in turn `count` times after one warm-up each."""
-  for call in runs.values():
-    call()
-  seconds = {name: [] for name in runs}
-  for _ in range(count):
-    for name, call in runs.items():
-      began = time.perf_counter()
-      call()
-      seconds[name].append(time.perf_counter() - began)
-  return seconds
-
-
-def ratio(seconds: dict[str, list[float]], slow: str, fast: str) -> dict[str, float]:
-  """Median, minimum and maximum of slow / fast over neighbouring runs."""
-  ratios = [a / b for a, b in zip(seconds[slow], seconds[fast])]
-  return dict(median=statistics.median(ratios), low=min(ratios), high=max(ratios))
-
 
 def our_step(student: dict, teacher: dict, rows: int, length: int):
   """A call that runs one distillation step of ours."""
@@ -86,7 +51,7 @@ def torch_step(student: dict, teacher: dict, tokens: np.ndarray):
   """A call that runs the same step in eager PyTorch."""
   import torch
   from torch.nn import functional
-  model, frozen = torch_twin(student).train(), torch_twin(teacher).eval()
+  model, frozen = measure.torch_twin(student).train(), measure.torch_twin(teacher).eval()
   opt = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.0)
   ids, targets = torch.tensor(tokens[:, :-1], dtype=torch.long), torch.tensor(tokens[:, 1:], dtype=torch.long)
 
@@ -108,39 +73,12 @@ def torch_step(student: dict, teacher: dict, tokens: np.ndarray):
 def kd(count: int, quick: bool) -> dict:
   """The distillation step against eager PyTorch."""
   vocab, rows, length = (512, 2, 16) if quick else (32000, 8, 128)
-  student, teacher = shape(256, 4, vocab=vocab, length=length), shape(512, 8, vocab=vocab, length=length)
+  student, teacher = measure.shape(256, 4, vocab=vocab, length=length), measure.shape(512, 8, vocab=vocab, length=length)
   ours, tokens = our_step(student, teacher, rows, length)
-  seconds = interleave({'ours': ours, 'torch': torch_step(student, teacher, tokens)}, count)
+  seconds = measure.interleave({'ours': ours, 'torch': torch_step(student, teacher, tokens)}, count)
   median = {name: statistics.median(values) for name, values in seconds.items()}
   return dict(name='KD step, tokens/s', ours=rows * length / median['ours'], other=rows * length / median['torch'], against='PyTorch eager',
-              ratio=ratio(seconds, 'torch', 'ours'), goal=1.4)
-
-
-def sampling(count: int, quick: bool, *, greedy: bool) -> dict:
-  """Sampling with a cache against transformers.generate."""
-  import torch
-  vocab, rows, prompt, new = (512, 2, 8, 8) if quick else (32000, 16, 32, 128)
-  config = shape(512, 8, vocab=vocab, length=prompt + new)
-  model = MODELS['transformer'](**config)
-  params = jax.jit(model.init)(jax.random.key(0))
-  prompts = np.random.default_rng(0).integers(0, vocab, (rows, prompt)).astype(np.int32)
-  ids = np.stack([keys.content_id(i) for i in range(rows)])
-  temperature = 0.0 if greedy else 1.0
-  run = jax.jit(lambda params, prompts, ids, key: sample.sample(
-      model, params, prompts, np.ones(prompts.shape, np.int32), ids, key, max_new_tokens=new, temperature=temperature, eos_id=-1, pad_id=0).tokens_BNT)
-  theirs, told = torch_twin(config).eval(), torch.tensor(prompts, dtype=torch.long)
-
-  def ours():
-    return np.asarray(run(params, prompts, ids, jax.random.key(1)))
-
-  def generate():
-    with torch.no_grad():
-      return theirs.generate(told, attention_mask=torch.ones_like(told), max_new_tokens=new, min_new_tokens=new, do_sample=not greedy, top_k=0,
-                             pad_token_id=0)
-  seconds = interleave({'ours': ours, 'transformers': generate}, count)
-  median = {name: statistics.median(values) for name, values in seconds.items()}
-  return dict(name=f'{"greedy" if greedy else "sampled"} text, tokens/s', ours=rows * new / median['ours'], other=rows * new / median['transformers'],
-              against='transformers.generate', ratio=ratio(seconds, 'transformers', 'ours'), goal=1.15)
+              ratio=measure.ratio(seconds, 'torch', 'ours'), goal=1.4)
 
 
 def feeding(count: int, quick: bool) -> dict:
@@ -181,12 +119,13 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--count', type=int, default=7, help='interleaved runs of each')
   parser.add_argument('--quick', action='store_true', help='tiny shapes: only a check that it runs')
-  parser.add_argument('--only', choices=('kd', 'sample', 'greedy', 'feed'), help='one of them')
+  parser.add_argument('--only', choices=('kd', 'sample', 'greedy', 'eight', 'floor', 'feed'), help='one of them')
   parser.add_argument('--out', help='JSON file')
   args = parser.parse_args()
   count = 2 if args.quick else args.count
-  benches = dict(kd=lambda: kd(count, args.quick), sample=lambda: sampling(count, args.quick, greedy=False),
-                 greedy=lambda: sampling(count, args.quick, greedy=True), feed=lambda: feeding(count * 5, args.quick))
+  benches = dict(kd=lambda: kd(count, args.quick), sample=lambda: sampling.side_by_side(count, args.quick, greedy=False),
+                 greedy=lambda: sampling.side_by_side(count, args.quick, greedy=True), eight=lambda: sampling.eight(count, args.quick),
+                 floor=lambda: sampling.floor(count, args.quick), feed=lambda: feeding(count * 5, args.quick))
   rows = [call() for name, call in benches.items() if args.only in (None, name)]
   print(f'{"":34s}{"ours":>10s}{"other":>10s}  {"against":24s}{"ratio (low - high)":>22s}{"goal":>7s}')
   for row in rows:
