@@ -6,6 +6,7 @@ from typing import Any, Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from distill_jax.core import tree
@@ -39,7 +40,11 @@ def make_mesh(sizes: Mapping[str, int] | None = None, *, devices: Sequence[jax.D
   if -1 in shape:
     shape[shape.index(-1)] = max(len(devices) // known, 1)
   if math.prod(shape) != len(devices):
-    raise ValueError(f'mesh: {dict(zip(AXES, shape))} needs {math.prod(shape)} devices, there are {len(devices)}')
+    fixed = max(math.prod(size for size in sizes.values() if size != -1), 1)
+    fits = 'one axis may be -1 for the rest' if len(devices) % fixed == 0 else f'sizes must divide {len(devices)}'
+    raise ValueError(f'mesh: {dict(zip(AXES, shape))} needs {math.prod(shape)} devices, there are {len(devices)} ({fits})')
+  if devices[0].platform == 'tpu':      # neighbours in the mesh are neighbours in the torus
+    return Mesh(mesh_utils.create_device_mesh(shape, devices=devices), AXES)
   return Mesh(np.asarray(devices).reshape(shape), AXES)
 
 
@@ -67,9 +72,33 @@ def of_params(mesh: Mesh, params, table: Sequence[tuple[str, str]], rules: Mappi
     for dim, part in zip(leaf.shape, parts):
       size = math.prod(mesh.shape[name] for name in ((part,) if isinstance(part, str) else part or ()))
       if dim % size:
-        raise ValueError(f'mesh: {path} {leaf.shape}: dimension {dim} is not divisible by {part} = {size}')
+        work = [n for n in range(1, mesh.size + 1) if dim % n == 0 and mesh.size % n == 0]
+        raise ValueError(f'mesh: {path} {leaf.shape}: dimension {dim} is not divisible by {part} = {size}; '
+                         f'sizes of {part} that work for it here: {", ".join(map(str, work))}')
     out[path] = NamedSharding(mesh, parts)
   return tree.unflatten(out)
+
+
+def place(mesh: Mesh, params, table: Sequence[tuple[str, str]], rules: Mapping[str, Any] = RULES):
+  """A params tree of host arrays or arrays on devices, each weight where `of_params` says. A host sends only the pieces of its own devices."""
+  def put(x, sharding):
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+      return jax.device_put(x, sharding)
+    if jax.process_count() == 1 and isinstance(x, jax.Array):
+      return jax.device_put(x, sharding)
+    return jax.make_array_from_callback(x.shape, sharding, lambda index: np.asarray(x[index]))
+  return jax.tree.map(put, params, of_params(mesh, params, table, rules))
+
+
+def rules_with(changes: Mapping[str, Any] | None) -> Mapping[str, Any]:
+  """RULES with some rows changed, say dict(length='tensor'). ValueError: a logical or a mesh axis that is not there."""
+  for axis, names in (changes or {}).items():
+    if axis not in RULES or axis == 'batch':      # how rows are cut is known in many places
+      raise ValueError(f'rules: cannot change {axis!r}; there is {", ".join(name for name in RULES if name != "batch")}')
+    for name in (names,) if isinstance(names, str) else names or ():
+      if name not in AXES:
+        raise ValueError(f'rules: {axis}={names!r}: no mesh axis {name!r}; the axes are {", ".join(AXES)}')
+  return {**RULES, **(changes or {})}
 
 
 def row_count(mesh: Mesh) -> int:
@@ -85,7 +114,7 @@ _HERE: contextvars.ContextVar[tuple[Mesh | None, Mapping[str, Any]]] = contextva
 def on(mesh: Mesh | None, rules: Mapping[str, Any] | None = None) -> Iterator[None]:
   """While a function is traced: `constrain` and `pieces` below it speak of this mesh, by these rules (default: those that hold)."""
   before = _HERE.get()
-  token = _HERE.set((mesh, before[1] if rules is None else {**RULES, **rules}))
+  token = _HERE.set((mesh, before[1] if rules is None else rules))
   try:
     yield
   finally:
@@ -107,6 +136,17 @@ def constrain(x: jax.Array, *axes: str | tuple[str, ...] | None) -> jax.Array:
     parts.append(names if fits else None)
     used |= set(names) if fits else set()
   return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*parts)))
+
+
+def gather(weights, table: Sequence[tuple[str, str]]):
+  """A tree of weights, each whole over the mesh axes that rows are cut over (those of 'batch'), so that no product has to move rows."""
+  mesh = _HERE.get()[0]
+  if mesh is None or mesh.size == 1:
+    return weights
+  rows = set(_mesh_axes('batch'))
+  keep = lambda axis: None if axis is None or rows & set(_mesh_axes(axis)) else axis
+  axes = tree.flatten(tree.axes_of(weights, table))
+  return tree.unflatten({path: constrain(leaf, *map(keep, axes[path])) for path, leaf in tree.flatten(weights).items()})
 
 
 def pieces(axis: str) -> int:

@@ -10,6 +10,10 @@ import orbax.checkpoint as ocp
 from distill_jax.core.types import State
 
 
+class OtherModel(ValueError):
+  """A checkpoint that is sound, but of another model."""
+
+
 class Checkpoints:
   """Saves and restores (state, facts). facts: a JSON-able dict, such as the best validation so far."""
 
@@ -26,15 +30,42 @@ class Checkpoints:
     with self._room():
       self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state._asdict()), facts=ocp.args.JsonSave(dict(facts))))
 
-  def restore(self, step: int, like: State) -> tuple[State, dict[str, Any]]:
-    """The state of `step`, with the shapes, dtypes and shardings of `like`."""
+  def restore(self, like: State, *, at: int | None = None, say=lambda text: None) -> tuple[int, State, dict[str, Any]] | None:
+    """(step, state, facts) of the newest checkpoint that can be read, with the shapes, dtypes and shardings of `like`; None: there is none.
+
+    The mesh and the number of hosts may be others than those that saved. A newest one that is damaged is passed over, said, and removed
+    once an older one has been read. at: that step alone. ValueError: a checkpoint of another model, or none can be read.
+    """
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like._asdict())
-    try:
-      got = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract), facts=ocp.args.JsonRestore()))
-    except (ValueError, KeyError, FileNotFoundError) as error:
-      raise ValueError(f'checkpoint {self._manager.directory}/{step} cannot be restored into this run: {str(error).splitlines()[0]}. '
-                       f'Delete that directory to go on from the one before it') from error
-    return State(**got['state']), got['facts']
+    damaged = []
+    for step in sorted(self._manager.all_steps(), reverse=True) if at is None else [at]:
+      try:
+        self._require_same_shapes(step, abstract)
+        got = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract), facts=ocp.args.JsonRestore()))
+      except OtherModel:
+        raise
+      except Exception as error:      # orbax and tensorstore raise many kinds for files that are cut short or damaged
+        damaged.append((step, f'{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ""}'))
+        continue
+      for bad, why in damaged:
+        say(f'checkpoint {bad} is damaged ({why}); it is removed, and step {step} before it is used')
+        self._manager.delete(bad)
+      return step, State(**got['state']), got['facts']
+    if damaged:
+      step, why = damaged[0]
+      raise ValueError(f'no checkpoint in {self._manager.directory} can be read; the newest, {step}: {why}. '
+                       'Delete that directory to begin this stage again')
+    return None
+
+  def _require_same_shapes(self, step: int, abstract) -> None:
+    """Stops where a checkpoint that can be read holds other arrays than this run."""
+    held = self._manager.item_metadata(step)['state']
+    there = {jax.tree_util.keystr(path): tuple(x.shape) for path, x in jax.tree_util.tree_leaves_with_path(held) if hasattr(x, 'shape')}
+    here = {jax.tree_util.keystr(path): tuple(x.shape) for path, x in jax.tree_util.tree_leaves_with_path(abstract)}
+    if there and sorted(there.values()) != sorted(here.values()):
+      odd = next((path for path in here if there.get(path) != here[path]), None) or next(path for path in there if path not in here)
+      raise OtherModel(f'checkpoint {self._manager.directory}/{step} is of another model: {odd} has shape {there.get(odd, "(absent)")} there and '
+                       f'{here.get(odd, "(absent)")} in this run. Use another workdir, or delete that directory')
 
   def wait(self) -> None:
     """Until everything begun is on disk."""

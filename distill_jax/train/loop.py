@@ -5,6 +5,7 @@ from typing import Any, Callable, Mapping, NamedTuple
 import jax
 import numpy as np
 
+from distill_jax.core import interrupt
 from distill_jax.core.types import Method, State
 from distill_jax.train.checkpoint import Checkpoints
 
@@ -32,35 +33,82 @@ class Ran(NamedTuple):
   steps: int
 
 
+class Saving(NamedTuple):
+  """When checkpoints are written: every `steps` steps, and `minutes` after the last one (None: by steps alone)."""
+  checkpoints: Checkpoints | None
+  steps: int
+  minutes: float | None = None
+
+
+class Skips(NamedTuple):
+  """What to do where loss or gradient were not finite: `limit` such steps are let pass. find(params, frozen, batch, key) -> what caused it."""
+  limit: int
+  find: Callable[..., str]
+
+
+STOP, SAVE = 1, 2      # what a host may ask of all
+
+
 def fit(step: Callable, state: State, frozen: Mapping[str, Any], feed: Callable[[int], Any], *, method: Method, key: jax.Array, start: int,
-        steps: int, facts: dict[str, Any], log, every: int, checkpoints: Checkpoints | None, save_every: int,
-        validation: Validation | None = None) -> Ran:
-  """Runs steps start+1 .. steps. `step` is the jitted step; `feed(start)` gives batches; facts travel with the checkpoints."""
+        steps: int, facts: dict[str, Any], log, every: int, saving: Saving, skips: Skips, validation: Validation | None = None,
+        agree: Callable[[int], Any] | None = None) -> Ran:
+  """Runs steps start+1 .. steps. `step` is the jitted step; `feed(start)` gives batches; facts travel with the checkpoints.
+
+  agree(what this host asks) -> what any host asks, as an array on the devices; None: one host. A SIGTERM saves, then raises Preempted.
+  """
   began, last, pending, first = time.perf_counter(), {}, None, None
-  batches = feed(start)
+  saved, batches = time.monotonic(), feed(start)
+  save = lambda number: saving.checkpoints.save(number, state, facts) if saving.checkpoints is not None else None
   try:
-    for number, batch in batches:
-      if facts.get('stopped'):
-        break
-      batch, memory = method.rollout(state, frozen, batch, jax.random.fold_in(key, number))
-      state, means = step(state._replace(memory=memory), frozen, batch, key)
-      done = number + 1
+    with interrupt.held() as asked:
+      for number, batch in batches:
+        if facts.get('stopped'):
+          break
+        wish = STOP * asked() + SAVE * (saving.minutes is not None and time.monotonic() - saved > 60 * saving.minutes)
+        wish = wish if agree is None else agree(wish)
+        batch, memory = method.rollout(state, frozen, batch, jax.random.fold_in(key, number))
+        state, means = step(state._replace(memory=memory), frozen, batch, key)
+        done = number + 1
+        if pending is not None:
+          last = _read(*pending[:2], log=log, every=every, steps=steps) or last
+          _count(skips, facts, *pending, state.params, frozen, key, log=log)
+        pending = (done, means, batch)
+        wish = int(wish)
+        if due := done % saving.steps == 0 or done == steps or bool(wish):
+          _count(skips, facts, *pending, state.params, frozen, key, log=log)      # facts of a checkpoint are those of its step
+          pending = (done, means, None)
+        if first is None:
+          jax.block_until_ready(state.step)
+          first = time.perf_counter() - began
+          log.say(f'first step after {first:.1f} s')
+        if validation is not None and (done % validation.every == 0 or done == steps):
+          _validate(validation, state, done, facts, log)
+        if due or facts.get('stopped'):
+          save(done)
+          saved = time.monotonic()
+        if wish & STOP and done < steps:
+          log.say(f'asked to stop: saved after step {done:,}')
+          if saving.checkpoints is not None:
+            saving.checkpoints.wait()
+          raise interrupt.Preempted
       if pending is not None:
-        last = _read(*pending, log=log, every=every, steps=steps) or last
-      pending = (done, means)
-      if first is None:
-        jax.block_until_ready(state.step)
-        first = time.perf_counter() - began
-        log.say(f'first step after {first:.1f} s')
-      if validation is not None and (done % validation.every == 0 or done == steps):
-        _validate(validation, state, done, facts, log)
-      if checkpoints is not None and (done % save_every == 0 or done == steps or facts.get('stopped')):
-        checkpoints.save(done, state, facts)
-    if pending is not None:
-      last = _read(*pending, log=log, every=every, steps=steps) or last
+        last = _read(*pending[:2], log=log, every=every, steps=steps) or last
+        _count(skips, facts, *pending, state.params, frozen, key, log=log)
   finally:
     batches.close()
   return Ran(state, facts, last, time.perf_counter() - began - (first or 0.0), batches.waited, max((pending or (start,))[0] - start - 1, 0))
+
+
+def _count(skips: Skips, facts, number: int, means, batch, params, frozen, key, *, log) -> None:
+  """Counts a step whose loss or gradient was not finite, says which rows did it, stops past the limit."""
+  if batch is None or 'skipped' not in means or not float(means['skipped'].total):
+    return
+  facts['skipped'] = facts.get('skipped', 0) + 1
+  cause = skips.find(params, frozen, batch, key)
+  log.say(f'step {number}: loss or gradient not finite, nothing was changed ({facts["skipped"]} so far); {cause}')
+  if facts['skipped'] > skips.limit:
+    raise FloatingPointError(f'loss or gradient was not finite in {facts["skipped"]} steps (how.skips={skips.limit} are let pass), last in '
+                             f'step {number}; {cause}. Look at these rows, or at lr and clip')
 
 
 def _read(number: int, means, *, log, every: int, steps: int) -> dict[str, float]:

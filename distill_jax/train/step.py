@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax.extend import core as jex
 from jax.sharding import Mesh, NamedSharding
 
-from distill_jax.core import mesh as mesh_lib, tree
+from distill_jax.core import hosts, mesh as mesh_lib, tree
 from distill_jax.core.mean import Mean
 from distill_jax.core.types import Method, Role, State
 
@@ -72,13 +72,18 @@ def depends(function: Callable, used: Any, *rest) -> bool:
 
 
 def make_step(method: Method, roles: Mapping[str, Role], optimizers: Mapping[str, Any], *, microbatches: int = 1,
-              mesh: Mesh | None = None) -> Callable:
+              mesh: Mesh | None = None, rules: Mapping[str, Any] = mesh_lib.RULES) -> Callable:
   """step(state, frozen, batch, key) -> (state, {name: Mean}), pure; see `compiled`.
 
   frozen: params of the roles without an optimiser. key: the run's key; the step folds its number in.
   The gradient is that of sum_n total_n / W_n with W_n the weight of term n in the whole batch; a term of weight 0 counts 0.
+  Where the loss or the gradient is not finite, params, moments and memory stay as they are and the metric 'skipped' is 1.
   """
   def step(state: State, frozen, batch, key):
+    with mesh_lib.on(mesh, rules):
+      return whole_step(state, frozen, batch, key)
+
+  def whole_step(state: State, frozen, batch, key):
     key = jax.random.fold_in(key, state.step)
     halves = {role: tree.split(state.params[role], roles[role].model.trainable) for role in optimizers}
     learns, stays = {r: h[0] for r, h in halves.items()}, {r: h[1] for r, h in halves.items()}
@@ -123,10 +128,42 @@ def make_step(method: Method, roles: Mapping[str, Role], optimizers: Mapping[str
       new[role] = tree.merge(_apply(learns[role], updates), stays[role])
       norms[f'grad_norm/{role}'] = Mean(_norm(grads[role]), jnp.ones(()))
       norms[f'lr/{role}'] = Mean(jnp.asarray(optimizer.rate(state.step), jnp.float32), jnp.ones(()))
+    sound = jnp.all(jnp.isfinite(jnp.stack([mean.total for name, mean in norms.items() if not name.startswith('lr/')])))
     after = State(state.step + 1, new, opt, state.memory)
-    return after._replace(memory=method.after(after, batch, stats)), {**means, **norms}
+    after = after._replace(memory=method.after(after, batch, stats))
+    after = jax.tree.map(lambda x, before: jnp.where(sound, x, before), after, state)._replace(step=after.step)
+    return after, {**means, **norms, 'skipped': Mean(1.0 - sound, jnp.ones(()))}
 
   return step
+
+
+def find_rows(method: Method, roles: Mapping[str, Role], optimizers: Mapping[str, Any], *, mesh: Mesh,
+              rules: Mapping[str, Any] = mesh_lib.RULES) -> Callable:
+  """find(params, frozen, batch, key) -> a sentence that names the rows whose loss or gradient, taken alone, is not finite."""
+  def sound(params, frozen, batch, number, key):
+    with mesh_lib.on(mesh, rules):
+      rows = jax.tree.map(lambda x: jnp.repeat(jax.lax.dynamic_index_in_dim(x, number), mesh_lib.row_count(mesh), axis=0), batch)
+      memory = {'memory': method.memory({**frozen, **params})}
+      if method.label is not None and 'label' not in rows:
+        rows = {**rows, 'label': method.label({**frozen, **params, **memory}, rows, jax.random.key(LABEL_KEY))}
+      halves = {role: tree.split(params[role], roles[role].model.trainable) for role in optimizers}
+
+      def objective(learned):
+        merged = {role: tree.merge(learned[role], halves[role][1]) for role in learned}
+        return sum(term.value for term in method.loss({**frozen, **merged, **memory}, rows, key)[0].values())
+      value, grads = jax.value_and_grad(objective)({role: half[0] for role, half in halves.items()})
+      return jnp.isfinite(value) & jnp.isfinite(_norm(grads))
+  run = jax.jit(sound)
+
+  def find(params, frozen, batch, key):
+    bad = [number for number in range(len(batch['row'])) if not run(params, frozen, batch, number, key)]
+    if not bad:
+      return 'no row does it alone: the weights, or the sum of all, are the cause'
+    names, ids = hosts.to_host(batch['row']), hosts.to_host(batch['examples']) if 'examples' in batch else None
+    hexed = lambda pair: ''.join(f'{int(x):08x}' for x in pair)
+    said = [f'{hexed(names[n])}' + (f' (examples {", ".join(hexed(e) for e in ids[n] if e.any())})' if ids is not None else '') for n in bad[:8]]
+    return f'{len(bad)} of {len(batch["row"])} rows do it: {"; ".join(said)}{" ..." if len(bad) > 8 else ""}'
+  return find
 
 
 def _labelled_first(parts, method, labelled, label, weights_of):
