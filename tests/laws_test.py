@@ -161,15 +161,13 @@ def training(case, directory, *, steps, mesh):
   one = made(case)
   params = jax.device_put(one.params, mesh_lib.replicated(mesh))
   state = step_lib.start(one.method, one.roles, params, adam(case), mesh)
-  saved, facts = Checkpoints(directory), {}
-  start = saved.latest() or 0
-  if start:
-    state, facts = saved.restore(start, state)
+  saved = Checkpoints(directory)
+  start, state, facts = saved.restore(state) or (0, state, {})
   frozen = {name: value for name, value in params.items() if name not in one.trained}
   open_feed = lambda first: feed.Feed(examples.Fixed(one.batch), batch=8, seed=4, start=first, stop=steps, mesh=mesh)
   try:
     ran = loop.fit(adam_step(case, mesh), state, frozen, open_feed, method=one.method, key=jax.random.key(KEY), start=start, steps=steps,
-                   facts=facts, log=Log(), every=5, checkpoints=saved, save_every=5)
+                   facts=facts, log=Log(), every=5, saving=loop.Saving(saved, 5), skips=loop.Skips(0, str))
   finally:
     saved.close()
   return jax.device_get(ran.state)

@@ -10,6 +10,7 @@ import time
 from typing import Any, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -112,6 +113,21 @@ def wait(name: str) -> None:
   if jax.process_count() > 1:
     from jax.experimental import multihost_utils
     multihost_utils.sync_global_devices(name)
+
+
+def agreement():
+  """agree(int) -> the bits that any host gave, as an array on the devices that can be read later; None with one process."""
+  if jax.process_count() == 1:
+    return None
+  devices = np.asarray(jax.devices())
+  mesh = Mesh(devices, ('all',))
+  spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('all'))
+  everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+  bits = jax.jit(lambda x: jnp.bitwise_or.reduce(x), out_shardings=everywhere)
+
+  def agree(value: int):
+    return bits(jax.make_array_from_callback((len(devices),), spread, lambda index: np.full(1, value, np.int32)))
+  return agree
 
 
 def require_same(values: dict[str, Any]) -> None:

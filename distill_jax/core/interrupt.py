@@ -20,6 +20,11 @@ def listen() -> None:
   signal.signal(signal.SIGTERM, _on_signal)
 
 
+def forget() -> None:
+  """As if no signal had come."""
+  _Held.asked = False
+
+
 def _on_signal(number, frame):
   _Held.asked = True
   if not _Held.depth:

@@ -121,6 +121,13 @@ def on(mesh: Mesh | None, rules: Mapping[str, Any] | None = None) -> Iterator[No
     _HERE.reset(token)
 
 
+@contextlib.contextmanager
+def by(rules: Mapping[str, Any]) -> Iterator[None]:
+  """While a function is traced: these rules on the mesh that holds."""
+  with on(_HERE.get()[0], rules):
+    yield
+
+
 def constrain(x: jax.Array, *axes: str | tuple[str, ...] | None) -> jax.Array:
   """`x` laid out by the logical axes of its dimensions (a tuple: by all of them), on the mesh of `on`; as it is where there is none.
 

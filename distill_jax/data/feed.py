@@ -24,12 +24,26 @@ def numbers_of_step(step: int, *, rows: int, batch: int, seed: int) -> np.ndarra
   return np.asarray([_permutation(rows, seed, int(p // rows))[p % rows] for p in places])
 
 
-def put(batch: dict[str, Any], mesh: Mesh) -> dict[str, Any]:
-  """A host's rows as global arrays, cut over the mesh by rows."""
+def places(count: int, mesh: Mesh) -> np.ndarray:
+  """Which of the `count` rows of a batch lie on devices of this host, in order, once each."""
+  pieces = mesh_lib.rows(mesh).addressable_devices_indices_map((count,)).values()
+  spans = {part.indices(count)[:2] for (part,) in pieces}
+  return np.asarray(sorted({row for start, stop in spans for row in range(start, stop)}), np.int64)
+
+
+def put(batch: dict[str, Any], mesh: Mesh, *, held: np.ndarray | None = None, count: int | None = None) -> dict[str, Any]:
+  """Rows as global arrays, cut over the mesh by rows. held: which of the `count` rows these are (see `places`); default: all."""
   sharding = mesh_lib.rows(mesh)
-  if jax.process_count() == 1:
+  if sharding.is_fully_addressable:
     return jax.device_put(batch, sharding)
-  return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+  def one(x):
+    first = lambda index: index[0].start or 0
+    at = first if held is None else lambda index: int(np.searchsorted(held, first(index)))
+    shape = (len(x) if count is None else count, *x.shape[1:])
+    size = shape[0] // mesh_lib.row_count(mesh)
+    return jax.make_array_from_callback(shape, sharding, lambda index: x[at(index):at(index) + size])
+  return jax.tree.map(one, batch)
 
 
 def check_batch(batch: int, mesh: Mesh, microbatches: int) -> None:
@@ -52,12 +66,11 @@ class Feed:
     self._thread.start()
 
   def _work(self):
-    hosts, host = jax.process_count(), jax.process_index()
-    share = self.batch // hosts
+    held = places(self.batch, self.mesh)
     try:
       for step in range(self.start, self.stop):
         numbers = numbers_of_step(step, rows=len(self.rows), batch=self.batch, seed=self.seed)
-        item = step, put(self.rows.batch(numbers[host * share:(host + 1) * share]), self.mesh)
+        item = step, put(self.rows.batch(numbers[held]), self.mesh, held=held, count=self.batch)
         if not self._offer(item):
           return
     except BaseException as error:  # handed to the consumer, which raises it

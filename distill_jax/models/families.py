@@ -198,12 +198,21 @@ def names(family: Family, config: Config, paths: Sequence[str]) -> dict[str, lis
   return found
 
 
-def ours(row: Row, tensor: np.ndarray) -> np.ndarray:
-  """Their tensor as our weight."""
+def shape_of_ours(row: Row, shape: Sequence[int]) -> tuple[int, ...]:
+  """The shape that their tensor of `shape` gives our weight."""
   if row.part is not None:
-    size = -(-tensor.shape[-1] // 3)
-    tensor = tensor[..., row.part * size:(row.part + 1) * size]
-  return tensor.T if row.turned else tensor
+    shape = (*shape[:-1], -(-shape[-1] // 3))
+  return tuple(shape[::-1] if row.turned else shape)
+
+
+def index_of_theirs(row: Row, shape: Sequence[int], index: Sequence[slice]) -> tuple[slice, ...]:
+  """Where a part of our weight stands in their tensor of `shape`; it is turned where the row says so."""
+  index = tuple(slice(*part.indices(size)[:2]) for part, size in zip(index, shape_of_ours(row, shape)))
+  index = index[::-1] if row.turned else index
+  if row.part is None:
+    return index
+  skip = row.part * -(-shape[-1] // 3)
+  return (*index[:-1], slice(index[-1].start + skip, index[-1].stop + skip))
 
 
 def theirs(parts: Mapping[int | None, tuple[Row, np.ndarray]]) -> np.ndarray:

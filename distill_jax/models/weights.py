@@ -22,15 +22,17 @@ Path = str | os.PathLike
 Read = tuple[str, dict, dict]
 
 
-def read(directory: Path) -> Read:
+def read(directory: Path, *, put: Callable[[str, tuple[int, ...], Callable], Any] | None = None) -> Read:
   """(name, config, params) of a checkpoint, ours or a Hugging Face one; params are a nested dict, floats as float32 whatever was stored.
 
+  put(path, shape, piece) -> the weight, where it is to lie; piece(a tuple of slices) reads that part of it from disk, as stored, and
+  nothing else. Default: whole, on the default device.
   `MODELS[name](**config)` is its model. FileNotFoundError: no directory, or a half-written one. ValueError: an architecture or
   format this version does not know, a damaged file, weights that are missing, left over or of another shape.
   """
   directory = pathlib.Path(directory)
   name, config, family = _about(directory)
-  return name, config, (_read_ours if family is None else _read_hf)(directory, name, config, family)
+  return name, config, (_read_ours if family is None else _read_hf)(directory, name, config, family, put or _whole)
 
 
 def read_config(directory: Path) -> tuple[str, dict]:
@@ -117,14 +119,14 @@ def _about(directory: pathlib.Path) -> tuple[str, dict, families.Family | None]:
       'this checkpoint is half written or something else: run the command that makes it again')
 
 
-def _read_ours(directory: pathlib.Path, name: str, config: Mapping[str, Any], _) -> dict:
+def _read_ours(directory: pathlib.Path, name: str, config: Mapping[str, Any], _, put: Callable) -> dict:
   shapes = expected(name, config)
   with _Files([directory / 'params.safetensors']) as files:
     _check(f'{directory}', files.shapes(), shapes)
-    return tree.unflatten({path: _float32(files.tensor(path)) for path in shapes})
+    return tree.unflatten({path: put(path, shape, lambda index, path=path: files.piece(path, index)) for path, shape in shapes.items()})
 
 
-def _read_hf(directory: pathlib.Path, name: str, config: Mapping[str, Any], family: families.Family) -> dict:
+def _read_hf(directory: pathlib.Path, name: str, config: Mapping[str, Any], family: families.Family, put: Callable) -> dict:
   shapes = expected(name, config)
   wanted = families.names(family, config, tuple(shapes))
   skipped = (*family.skipped, *((r'lm_head\.weight',) if config['tied'] else ()))
@@ -136,12 +138,19 @@ def _read_hf(directory: pathlib.Path, name: str, config: Mapping[str, Any], fami
 
     def weight(path):
       shape, stacked = shapes[path], path.startswith('layers/')
-      found = []
       for row, name in wanted[path]:
-        found.append(families.ours(row, files.tensor(names[name])))
-        if found[-1].shape != shape[stacked:]:
-          raise ValueError(f'{directory}: {name} gives {path} the shape {found[-1].shape}, by config.json it is {shape[stacked:]}')
-      return _float32(np.stack(found) if stacked else found[0])
+        if (found := families.shape_of_ours(row, held[names[name]])) != shape[stacked:]:
+          raise ValueError(f'{directory}: {name} gives {path} the shape {found}, by config.json it is {shape[stacked:]}')
+
+      def one(row, name, index):
+        piece = files.piece(names[name], families.index_of_theirs(row, held[names[name]], index))
+        return piece.T if row.turned else piece
+
+      def piece(index):
+        if not stacked:
+          return one(*wanted[path][0], index)
+        return np.stack([one(row, name, index[1:]) for row, name in wanted[path][index[0]]])
+      return put(path, shape, piece)
 
     return tree.unflatten({path: weight(path) for path in shapes})
 
@@ -193,11 +202,17 @@ class _Files:
   def shapes(self) -> dict[str, tuple[int, ...]]:
     return {name: tuple(file.get_slice(name).get_shape()) for name, file in self._where.items()}
 
-  def tensor(self, name: str) -> np.ndarray:
-    return self._where[name].get_tensor(name)
+  def piece(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
+    """That part of a tensor, read by itself."""
+    held = self._where[name]
+    shape = held.get_slice(name).get_shape()
+    if all(part.indices(size) == (0, size, 1) for part, size in zip(index, shape)):
+      return held.get_tensor(name)
+    return held.get_slice(name)[tuple(slice(*part.indices(size)[:2]) for part, size in zip(index, shape))]
 
 
-def _float32(array: np.ndarray) -> jax.Array:
+def _whole(path: str, shape: tuple[int, ...], piece: Callable) -> jax.Array:
+  array = piece((slice(None),) * len(shape))
   return jnp.asarray(array, jnp.float32 if jnp.issubdtype(array.dtype, jnp.floating) else array.dtype)
 
 

@@ -4,36 +4,56 @@ import pathlib
 from typing import Any, Iterable, Mapping
 
 import jax
+import ml_dtypes  # noqa: F401 (names bfloat16 to numpy)
+import numpy as np
 
-from distill_jax.core import marks
+from distill_jax.core import hosts, marks, mesh as mesh_lib, tree
 from distill_jax.core.types import Role
 from distill_jax.data import text as text_lib
 from distill_jax.models import MODELS, weights
 
-KNOWN = ('load', 'model', 'tokenizer', 'overrides')
+KNOWN = ('load', 'model', 'tokenizer', 'overrides', 'params_dtype')
 
 
-def load_role(definition: Mapping[str, Any], *, seed: int = 0, texts: Iterable[str] | None = None) -> Role:
+def layout(how: Mapping[str, Any], name: str | None = None):
+  """The rules of a stage's `how`: rules=dict(length='tensor'), and for one role alone role_rules=dict(teacher=dict(embed=None))."""
+  rules = mesh_lib.rules_with(how.get('rules'))
+  return {**rules, **{k: mesh_lib.rules_with({k: v})[k] for k, v in how.get('role_rules', {}).get(name, {}).items()}}
+
+
+def load_roles(definitions: Mapping[str, Any], mesh, how: Mapping[str, Any], *, seed: int = 0, texts: Iterable[str] | None = None) -> dict[str, Role]:
+  """`load_role` of each, its weights laid out on the mesh by the rules of `how`."""
+  return {name: load_role(one, seed=seed, texts=texts, mesh=mesh, rules=layout(how, name), own=name in how.get('role_rules', {}))
+          for name, one in definitions.items()}
+
+
+def load_role(definition: Mapping[str, Any], *, seed: int = 0, texts: Iterable[str] | None = None, mesh=None,
+              rules: Mapping[str, Any] = mesh_lib.RULES, own: bool = False) -> Role:
   """The Role of a definition: load='bundled:x' | directory | hub id, or model=dict(model='transformer', ...) with fresh params.
 
   tokenizer: 'bundled:x' | directory | hub id | dict(bpe=size), trained on `texts`; default: the one beside the weights.
-  overrides: keywords of the model that win over the checkpoint's (dropout, dtype, remat).
+  overrides: keywords of the model that win over the checkpoint's (dropout, dtype, remat).  params_dtype: what float weights are kept in
+  (default float32; 'bfloat16' halves a frozen teacher).
   A fresh model's vocab_size defaults to its tokenizer's.
+  mesh, rules: where the weights lie; each device's piece is read or made there, no host holds the whole. None: on the default device.
+  own: the model computes by these rules, whatever those of the step around it are.
   """
   definition = dict(definition)
   if unknown := set(definition) - set(KNOWN):
     raise TypeError(f'role: takes no key {sorted(unknown)[0]!r} (it takes: {", ".join(KNOWN)}, stage, role)')
   if ('load' in definition) == ('model' in definition):
     raise ValueError(f"role: give either load='...' or model=dict(...), got {sorted(definition)}")
-  overrides = dict(definition.get('overrides', {}))
+  overrides, dtype = dict(definition.get('overrides', {})), definition.get('params_dtype', 'float32')
+  kept = [] if dtype == 'float32' else [dtype]
   if 'load' in definition:
     directory = find(definition['load'])
     text = _text(definition.get('tokenizer', str(directory)), texts)
-    name, config, params = weights.read(directory)
+    name, config = weights.read_config(directory)
     config = {**config, **overrides}
     model = MODELS[name](**config)
-    fingerprint = marks.fingerprint([marks.Digests().of(directory), config, text.fingerprint])
-    return Role(model, text, params, fingerprint)
+    params = weights.read(directory, put=_putter(model, mesh, rules, dtype))[2]
+    fingerprint = marks.fingerprint([marks.Digests().of(directory), config, text.fingerprint, *kept])
+    return Role(_ruled(model, rules) if own else model, text, params, fingerprint)
   config = {**definition['model'], **overrides}
   name = config.pop('model', 'transformer')
   if name not in MODELS:
@@ -45,8 +65,26 @@ def load_role(definition: Mapping[str, Any], *, seed: int = 0, texts: Iterable[s
   if config['vocab_size'] < text.vocab_size:
     raise ValueError(f'role: vocab_size={config["vocab_size"]} is smaller than the tokenizer\'s {text.vocab_size}')
   model = MODELS[name](**config)
-  params = jax.jit(model.init)(jax.random.key(seed))
-  return Role(model, text, params, marks.fingerprint([name, config, text.fingerprint, seed]))
+  where = None if mesh is None else mesh_lib.of_params(mesh, jax.eval_shape(model.init, jax.random.key(0)), model.axes, rules)
+  params = jax.jit(lambda key: tree.cast(model.init(key), dtype), out_shardings=where)(jax.random.key(seed))
+  return Role(_ruled(model, rules) if own else model, text, params, marks.fingerprint([name, config, text.fingerprint, seed, *kept]))
+
+
+def _ruled(model, rules):
+  """`model`, computing by these rules on whatever mesh it is traced."""
+  def apply(*args, **keywords):
+    with mesh_lib.by(rules):
+      return model.apply(*args, **keywords)
+  return model._replace(apply=apply)
+
+
+def _putter(model, mesh, rules, dtype: str):
+  """`put` of weights.read: each weight straight onto the mesh, piece by piece, floats as `dtype`."""
+  narrow = lambda x: np.asarray(x, dtype) if jax.dtypes.issubdtype(x.dtype, np.floating) else np.asarray(x)
+  if mesh is None:
+    return lambda path, shape, piece: jax.numpy.asarray(narrow(piece((slice(None),) * len(shape))))
+  where = tree.flatten(mesh_lib.of_params(mesh, jax.eval_shape(model.init, jax.random.key(0)), model.axes, rules))
+  return lambda path, shape, piece: jax.make_array_from_callback(shape, where[path], lambda index: narrow(piece(index)))
 
 
 def find(source: str) -> pathlib.Path:
@@ -69,14 +107,21 @@ def find(source: str) -> pathlib.Path:
 
 
 def save_role(directory: str | os.PathLike, role: Role, params) -> None:
-  """Writes a role's model, params and tokenizer as a native checkpoint directory, whole or not at all."""
+  """Writes a role's model, params and tokenizer as a native checkpoint directory, whole or not at all. All hosts call it, the leader writes."""
+  params = hosts.to_host(params)
+  if hosts.lead():
+    _save_role(directory, role, params)
+  hosts.wait(f'saved {directory}')
+
+
+def _save_role(directory, role: Role, params) -> None:
   import shutil
   import tempfile
   directory = pathlib.Path(directory)
   with tempfile.TemporaryDirectory(prefix='.' + directory.name, dir=directory.parent) as temporary:
     made = pathlib.Path(temporary) / 'made'
     name, config = model_config(role)
-    weights.write(made, name, config, jax.device_get(params))
+    weights.write(made, name, config, params)
     if role.text is not None:
       role.text.save(made)
     if directory.exists():

@@ -5,14 +5,14 @@ from typing import Any, Mapping
 import jax
 import numpy as np
 
-from distill_jax.core import keys, marks, mesh as mesh_lib
+from distill_jax.core import hosts, keys, marks, mesh as mesh_lib
 from distill_jax.core.types import Role
 from distill_jax.data import cache, codec, feed, rows as rows_lib, shards
 from distill_jax.decode import sample
 from distill_jax.methods import METHODS
 from distill_jax.stages import records
 from distill_jax.stages.label import fingerprints, make_method
-from distill_jax.stages.roles import load_role, parameters, save_role
+from distill_jax.stages.roles import layout, load_roles, parameters, save_role
 from distill_jax.train import checkpoint, loop, optim as optim_lib, step as step_lib
 
 VALIDATION = dict(every=200, metric='accuracy', split='dev', count=64, patience=None, max_new_tokens=160, batch=64)
@@ -26,19 +26,20 @@ def train(out, inputs, *, seed, how, log, roles, method, steps, batch, optim, le
   target: see records.pair.  optim: keywords of train.optim.optimizer by role; a flat dict means the role 'student'.
   validate: dict(every=..., metric='accuracy' (the task's grade of greedy texts) or 'loss' (held-out cross-entropy), split='dev', count=64,
     patience=None, max_new_tokens=160): keeps the best, stops early.
-  how: mesh, microbatches, log, save (steps), keep.  More `steps` later continue the same run.
+  how: mesh, rules, role_rules, microbatches, log, save (steps), save_minutes, keep, skips (steps that are not finite and are let pass).
+  More `steps` later continue the same run, on any number of devices and hosts.
   """
   title = title or out.name
   optim = {'student': optim} if 'lr' in optim else optim
   task = records.make_task(task) if task is not None else None
-  loaded, rows, facts_of_data = _read(inputs, roles, method=method, seed=seed, task=task, split=split, count=count, target=target, optim=optim,
+  mesh, microbatches, rules = mesh_lib.make_mesh(how.get('mesh')), how.get('microbatches', 1), layout(how)
+  loaded, rows, facts_of_data = _read(inputs, roles, mesh, how, method=method, seed=seed, task=task, split=split, count=count, target=target, optim=optim,
                                       loss_on_prompt=loss_on_prompt, overlong=overlong, length=length, pack=pack)
   text = loaded[next(iter(optim))].text
   made = make_method(method, loaded, task=task, text=text)
-  mesh, microbatches = mesh_lib.make_mesh(how.get('mesh')), how.get('microbatches', 1)
   feed.check_batch(batch, mesh, microbatches)
   optimizers = {role: optim_lib.optimizer(steps=steps, **keywords) for role, keywords in optim.items()}
-  params = {name: jax.device_put(role.params, mesh_lib.of_params(mesh, role.params, role.model.axes)) for name, role in loaded.items()}
+  params = {name: role.params for name, role in loaded.items()}
   loaded = {name: role._replace(params=None) for name, role in loaded.items()}
   frozen = {name: tree for name, tree in params.items() if name not in optimizers}
   sizes = {name: parameters(loaded[name]._replace(params=params[name])) for name in optimizers}
@@ -46,14 +47,16 @@ def train(out, inputs, *, seed, how, log, roles, method, steps, batch, optim, le
   del params
   saved = checkpoint.Checkpoints(out / 'checkpoints', keep=how.get('keep', 2))
   state, start, facts = _resume(saved, state, steps, log)
-  run = step_lib.compiled(step_lib.make_step(made, loaded, optimizers, microbatches=microbatches, mesh=mesh), state)
+  run = step_lib.compiled(step_lib.make_step(made, loaded, optimizers, microbatches=microbatches, mesh=mesh, rules=rules), state)
+  skips = loop.Skips(how.get('skips', 10), step_lib.find_rows(made, loaded, optimizers, mesh=mesh, rules=rules))
   validation = _validation(validate, out, loaded, mesh, task=task, seed=seed, length=length, log=log)
   open_feed = lambda first: feed.Feed(rows, batch=batch, seed=seed, start=first, stop=steps, mesh=mesh)
   log.say(f'{title}: {len(rows):,} rows of {length} ({100 * rows.tokens / (len(rows) * length):.0f} % full), '
           f'{sum(sizes.values()):,} parameters, {steps - start:,} steps to do')
   try:
     ran = loop.fit(run, state, frozen, open_feed, method=made, key=jax.random.key(seed), start=start, steps=steps, facts=facts, log=log,
-                   every=how.get('log', 10), checkpoints=saved, save_every=how.get('save', 200), validation=validation)
+                   every=how.get('log', 10), saving=loop.Saving(saved, how.get('save', 200), how.get('save_minutes', 10)), skips=skips,
+                   validation=validation, agree=hosts.agreement())
   finally:
     saved.close()
   _finish(out, loaded, optimizers, ran, validation)
@@ -100,7 +103,7 @@ class Decoded(Mapping):
     return len(list(iter(self)))
 
 
-def _read(inputs, roles, *, method, seed, task, split, count, target, optim, loss_on_prompt, overlong, length, pack):
+def _read(inputs, roles, mesh, how, *, method, seed, task, split, count, target, optim, loss_on_prompt, overlong, length, pack):
   """(roles, rows, facts): the data of this stage as rows, and the roles, whose tokenizer may be trained on it."""
   data = records.data_inputs(inputs)
   opened = {name: shards.open_shards(path) for name, path in data.items()}
@@ -108,7 +111,7 @@ def _read(inputs, roles, *, method, seed, task, split, count, target, optim, los
   if 'labels' in kinds.values():
     if len(opened) > 1:
       raise ValueError(f'train: reads one label stage, or texts; of= names {kinds}')
-    loaded = {name: load_role(definition, seed=seed) for name, definition in roles.items()}
+    loaded = load_roles(roles, mesh, how, seed=seed)
     where = next(iter(data.values()))
     known = next(iter(opened.values())).manifest['fingerprints']
     now = {**fingerprints(loaded, tuple(optim)), 'labels': marks.canonical(make_method(method, loaded, task=task).label_settings)}
@@ -125,7 +128,7 @@ def _read(inputs, roles, *, method, seed, task, split, count, target, optim, los
         raise ValueError('train: no texts in its inputs and no task to read: name stages in of=, or task=')
       texts = records.people(task, split, count)
     corpus = [' '.join(records.pair(row, target=target, task=task)) for row in texts]
-    loaded = {name: load_role(definition, seed=seed, texts=corpus) for name, definition in roles.items()}
+    loaded = load_roles(roles, mesh, how, seed=seed, texts=corpus)
     text = loaded[next(iter(optim))].text
     fitted = rows_lib.fit(records.render(text, texts, target=target, task=task, loss_on_prompt=loss_on_prompt), length=length, overlong=overlong)
     if not fitted.examples:
@@ -139,18 +142,18 @@ def _read(inputs, roles, *, method, seed, task, split, count, target, optim, los
 
 def _resume(saved, state, steps, log):
   """(state, first step, facts) of the newest checkpoint, or of a fresh start."""
-  latest = saved.latest()
-  if latest is None:
+  found = saved.restore(state, say=log.say)
+  if found is None:
     log.rewind(0)
     return state, 0, {'steps': steps}
-  state, facts = saved.restore(latest, state)
+  done, state, facts = found
   if facts.get('steps', steps) < steps:      # a run that stopped early goes on only where more steps are asked for
     facts.pop('stopped', None)
     facts['waited'] = 0
   facts['steps'] = steps
-  log.rewind(latest)
-  log.say(f'continues after step {latest:,} of {steps:,}')
-  return state, latest, facts
+  log.rewind(done)
+  log.say(f'continues after step {done:,} of {steps:,}')
+  return state, done, facts
 
 
 def _validation(settings: Mapping[str, Any] | None, out, roles: Mapping[str, Role], mesh, *, task, seed, length, log):
@@ -206,8 +209,10 @@ def _finish(out, roles, optimizers, ran, validation):
   import shutil
   for role in optimizers:
     best = out / f'best-{role}'
-    if validation is None or not best.is_dir():
+    if not hosts.broadcast(validation is not None and best.is_dir()):
       save_role(out / role, roles[role], ran.state.params[role])
+      continue
+    if not hosts.lead():
       continue
     made = out / f'.{role}.made'
     shutil.rmtree(made, ignore_errors=True)

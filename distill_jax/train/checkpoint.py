@@ -19,7 +19,8 @@ class Checkpoints:
 
   def __init__(self, directory: pathlib.Path, *, keep: int = 2):
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
-    self._manager = ocp.CheckpointManager(pathlib.Path(directory).absolute(), options=options)
+    handlers = dict(state=ocp.StandardCheckpointHandler(), facts=ocp.JsonCheckpointHandler())
+    self._manager = ocp.CheckpointManager(pathlib.Path(directory).absolute(), options=options, item_handlers=handlers)
 
   def latest(self) -> int | None:
     """The newest finished step, or None."""

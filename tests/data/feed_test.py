@@ -68,15 +68,20 @@ def test_rows_lie_over_the_devices():
 
 
 def test_each_host_takes_its_own_share(monkeypatch):
-  shares = []
-  monkeypatch.setattr(feed, 'put', lambda batch, mesh: batch)
-  monkeypatch.setattr(jax, 'process_count', lambda: 2)
+  """Only the rows that lie on its devices are assembled; together they are the batch."""
+  shares, whole = [], taken(Counted(20))
+  size = len(whole[0][1])
+  monkeypatch.setattr(feed, 'put', lambda batch, mesh, held, count: batch)
   for host in range(2):
-    monkeypatch.setattr(jax, 'process_index', lambda: host)
+    monkeypatch.setattr(feed, 'places', lambda count, mesh: np.arange(count)[host * size // 2:(host + 1) * size // 2])
     shares.append(taken(Counted(20)))
-  together = [(step, a + b) for (step, a), (_, b) in zip(*shares)]
-  monkeypatch.undo()
-  assert together == taken(Counted(20))
+  assert all(len(rows) == size // 2 for share in shares for _, rows in share)
+  assert [(step, a + b) for (step, a), (_, b) in zip(*shares)] == whole
+
+
+def test_the_rows_of_a_host_are_those_of_its_devices():
+  mesh = mesh_lib.make_mesh({'data': 2, 'fsdp': 2, 'tensor': 2})
+  assert feed.places(8, mesh).tolist() == list(range(8))
 
 
 def test_an_error_of_the_thread_reaches_the_consumer():

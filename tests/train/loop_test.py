@@ -1,10 +1,13 @@
 """The loop: order of things, logs, validation, early stop, saves, and what a resumed run is told."""
 import io
+import os
+import signal
 
 import jax
 import jax.numpy as jnp
 import pytest
 
+from distill_jax.core import interrupt
 from distill_jax.core.mean import Mean
 from distill_jax.core.types import Method, State
 from distill_jax.train import loop
@@ -32,6 +35,11 @@ class Saved:
   def __init__(self):
     self.calls = []
 
+  waited = 0
+
+  def wait(self):
+    self.waited += 1
+
   def save(self, step, state, facts):
     self.calls.append((step, float(state.params['student']), dict(facts)))
 
@@ -52,13 +60,27 @@ class Told:
     self.lines.append(text)
 
 
+def broken_at(*numbers):
+  """`step`, not finite at these."""
+  def one(state, frozen, batch, key):
+    after, means = step(state, frozen, batch, key)
+    bad = int(batch['x']) in numbers
+    return after, {**means, 'skipped': Mean(jnp.float32(bad), jnp.ones(()))}
+  return one
+
+
 def step(state, frozen, batch, key):
   value = state.params['student'] + 1
   means = {'loss': Mean(10 - value, jnp.ones(())), 'none': Mean(jnp.zeros(()), jnp.zeros(()))}
   return State(state.step + 1, {'student': value}, {}, state.memory), means
 
 
-def run(*, start=0, steps=10, every=1, save_every=4, facts=None, validation=None, method=None, broken=None):
+def find(params, frozen, batch, key):
+  """What `Skips` asks."""
+  return f'row {int(batch["x"])} did it'
+
+
+def run(*, start=0, steps=10, every=1, save_every=4, facts=None, validation=None, method=None, broken=None, step=step, minutes=None, agree=None):
   log, saved, feeds = Told(), Saved(), []
   state = State(jnp.asarray(start), {'student': jnp.float32(start)}, {}, {'seen': 0})
 
@@ -67,8 +89,8 @@ def run(*, start=0, steps=10, every=1, save_every=4, facts=None, validation=None
     return feeds[-1]
   try:
     ran = loop.fit(step, state, {}, open_feed, method=method or Method(None), key=jax.random.key(0), start=start, steps=steps,
-                   facts={} if facts is None else facts, log=log, every=every, checkpoints=saved, save_every=save_every,
-                   validation=validation)
+                   facts={} if facts is None else facts, log=log, every=every, saving=loop.Saving(saved, save_every, minutes), skips=loop.Skips(3, find),
+                   validation=validation, agree=agree)
   finally:
     assert feeds[0].closed
   return ran, log, saved
@@ -152,3 +174,48 @@ def test_a_run_that_had_stopped_takes_no_further_step():
 def test_a_failing_feed_closes_and_raises():
   with pytest.raises(OSError, match='a disk is gone'):
     run(broken=3)
+
+
+def test_steps_that_are_not_finite_are_counted_said_and_kept_in_the_facts():
+  facts = {}
+  _, log, saved = run(step=broken_at(2, 3), facts=facts)
+  assert facts['skipped'] == 2
+  assert [line for line in log.lines if 'not finite' in line] == [
+      f'step {n + 1}: loss or gradient not finite, nothing was changed ({i} so far); row {n} did it' for i, n in ((1, 2), (2, 3))]
+  assert [call[2].get('skipped', 0) for call in saved.calls] == [2, 2, 2], 'the fourth step was counted before it was saved'
+
+
+def test_too_many_stop_the_run_and_name_the_rows():
+  facts = {'skipped': 2}
+  with pytest.raises(FloatingPointError, match=r'not finite in 4 steps \(how.skips=3 are let pass\), last in step 8; row 7 did it'):
+    run(step=broken_at(5, 7), facts=facts)
+
+
+def test_sigterm_saves_after_the_step_it_fell_into_and_says_again():
+  asked = []
+
+  def rollout(state, frozen, batch, key):
+    if int(batch['x']) == 4:
+      os.kill(os.getpid(), signal.SIGTERM)
+      asked.append(4)
+    return batch, state.memory
+  before = signal.getsignal(signal.SIGTERM)
+  saves = Saved()
+  try:
+    interrupt.listen()
+    with pytest.raises(interrupt.Preempted):
+      loop.fit(step, State(jnp.asarray(0), {'student': jnp.float32(0)}, {}, {}), {}, lambda first: Feed(first, 10), method=Method(None, rollout=rollout),
+               key=jax.random.key(0), start=0, steps=10, facts={}, log=Told(), every=1, saving=loop.Saving(saves, 100), skips=loop.Skips(3, find))
+  finally:
+    signal.signal(signal.SIGTERM, before)
+    interrupt.forget()
+  assert asked == [4] and saves.calls[-1][:2] == (6, 6.0) and len(saves.calls) == 1 and saves.waited == 1
+
+
+def test_another_host_may_ask_and_minutes_save_too():
+  _, _, saved = run(save_every=100, agree=lambda wish: jnp.int32(loop.SAVE if wish == 0 else wish), steps=3)
+  assert [call[0] for call in saved.calls] == [1, 2, 3]
+  with pytest.raises(interrupt.Preempted):
+    run(save_every=100, agree=lambda wish: jnp.int32(loop.STOP))
+  _, _, saved = run(save_every=100, minutes=0.0, steps=4)
+  assert [call[0] for call in saved.calls] == [1, 2, 3, 4]
