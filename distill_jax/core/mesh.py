@@ -162,6 +162,11 @@ def pieces(axis: str) -> int:
   return 1 if mesh is None else math.prod(mesh.shape[name] for name in _mesh_axes(axis))
 
 
+def apart(axis: str, other: str) -> str | None:
+  """`axis`, or None where it is cut over a mesh axis that `other` is cut over too."""
+  return None if set(_mesh_axes(axis)) & set(_mesh_axes(other)) else axis
+
+
 def _mesh_axes(axis: str) -> tuple[str, ...]:
   """The mesh axes of a logical one, by the rules that hold."""
   names = _HERE.get()[1][axis]

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from distill_jax.core import mesh as mesh_lib
+
 Array = jax.Array
 
 ACTIVATIONS = {
@@ -160,6 +162,8 @@ class Attention(nnx.Module):
   def __call__(self, x_BTD: Array, mask_BTS: Array, turn, store) -> tuple[Array, Any]:
     B, T, _ = x_BTD.shape
     q, k, v = (part(x_BTD).reshape(B, T, -1, self.head_dim).transpose(0, 2, 1, 3) for part in (self.q, self.k, self.v))
+    q = mesh_lib.constrain(q, 'batch', 'heads', 'length', None)
+    k, v = (mesh_lib.constrain(part, 'batch', 'heads', None, None) for part in (k, v))      # a piece of a long row sees all of it
     if turn is not None:
       q, k = rotate(q, turn), rotate(k, turn)
     k, v, more, kept = store(k, v)
@@ -194,6 +198,9 @@ class Block(nnx.Module):
 
   def __call__(self, x: Array, mask_BTS: Array, turn, store, key_B: Array | None, number: Array | int) -> tuple[Array, Any]:
     """(x, what `store` kept). `number`: which layer this is; dropout keys are folded with it, the embedding's with 0."""
-    y, kept = self.attention(self.attention_norm(x), mask_BTS, turn, store)
-    x = x + drop(y, key_B, self.dropout, number + 1, 0)
-    return x + drop(self.mlp(self.mlp_norm(x)), key_B, self.dropout, number + 1, 1), kept
+    # where rows and heads are cut over one mesh axis, rows are whole inside the branches, their weights stay cut
+    enter = lambda y: mesh_lib.constrain(y, 'batch', mesh_lib.apart('length', 'heads'), None)
+    leave = lambda y: mesh_lib.constrain(y, 'batch', 'length', None)
+    y, kept = self.attention(enter(self.attention_norm(x)), mask_BTS, turn, store)
+    x = x + drop(leave(y), key_B, self.dropout, number + 1, 0)
+    return x + drop(leave(self.mlp(enter(self.mlp_norm(x)))), key_B, self.dropout, number + 1, 1), kept

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.core import FrozenDict
 
+from distill_jax.core import mesh as mesh_lib
 from distill_jax.core.types import Head, Model
 from distill_jax.models import cache as cache_lib, layers as parts
 
@@ -34,9 +35,9 @@ BLOCK_AXES = (
     (r'(attention/o|mlp/down)/bias', '-'),
     (r'(attention|mlp)_norm/(scale|bias)', '-'),
 )
+EMBED_AXES = (('tokens', 'vocab embed'), ('positions', '- embed'))
 AXES = (
-    ('embed/tokens', 'vocab embed'),
-    ('embed/positions', '- embed'),
+    *(('embed/' + pattern, axes) for pattern, axes in EMBED_AXES),
     (r'norm/(scale|bias)', '-'),
     ('head/kernel', 'embed vocab'),
     *((r'layers/\d+/' + pattern, 'layer ' + axes) for pattern, axes in BLOCK_AXES),
@@ -183,8 +184,9 @@ def _apply(config: Mapping[str, Any], params, batch: Mapping[str, Any], *, key_B
     masks = _masks(slots, positions, segments, cache, config['window'])
   turn = parts.rotary(positions, config['head_dim'], config['rope_theta']) if config['positions'] == 'rope' else None
 
-  x = nnx.merge(_graph(parts.Embed, config), params['embed'])(jnp.where(segments > 0, tokens, 0), positions, config['dtype'])
-  x = parts.drop(x, key_B, config['dropout'], 0)
+  embed = mesh_lib.gather(params['embed'], EMBED_AXES)
+  x = nnx.merge(_graph(parts.Embed, config), embed)(jnp.where(segments > 0, tokens, 0), positions, config['dtype'])
+  x = mesh_lib.constrain(parts.drop(x, key_B, config['dropout'], 0), 'batch', 'length', None)
   layers = _layers if 'layers' in params else _ready_layers
   x, kept, stored = layers(config, params, x, masks, turn, key_B, cache, 'layers' in want)
   hidden = nnx.merge(_graph(parts.Norm, config), params['norm'])(x)
@@ -204,7 +206,9 @@ def _layers(config, params, x, masks, turn, key_B, cache, keep):
 
   def block(x, weights, held, kind, number):
     store = _keep_nothing if held is None else functools.partial(cache_lib.store, held, cache['index'])
-    return nnx.merge(graph, weights)(x, masks[kind], turn, store, key_B, number)
+    weights = mesh_lib.gather(weights, BLOCK_AXES)      # inside the scan, so that no more than a layer is whole at a time
+    x, kept = nnx.merge(graph, weights)(x, masks[kind], turn, store, key_B, number)
+    return mesh_lib.constrain(x, 'batch', 'length', None), kept
 
   def period(x, scanned):
     weights, held, repeat = scanned

@@ -22,15 +22,15 @@ def init_state(method: Method, roles: Mapping[str, Role], params: Mapping[str, A
 
 def start(method: Method, roles: Mapping[str, Role], params: Mapping[str, Any], optimizers: Mapping[str, Any], mesh: Mesh) -> State:
   """`init_state` on the mesh: moments and copies of weights lie as the weight of the same path and shape does, the rest everywhere."""
-  weights = {path: leaf for role in params.values() for path, leaf in tree.flatten(role).items()}
+  weights = {(path, leaf.shape): leaf.sharding for role in params.values() for path, leaf in tree.flatten(role).items()}
   begin = lambda params: init_state(method, roles, params, optimizers)
 
   def place(path, shape):
     names = [entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey)]
     for first in range(len(names)):
-      like = weights.get('/'.join(map(str, names[first:])))
-      if like is not None and like.shape == shape.shape:
-        return like.sharding
+      like = weights.get(('/'.join(map(str, names[first:])), shape.shape))
+      if like is not None:
+        return like
     return mesh_lib.replicated(mesh)
   return jax.jit(begin, out_shardings=jax.tree_util.tree_map_with_path(place, jax.eval_shape(begin, params)))(params)
 
