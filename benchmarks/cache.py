@@ -1,17 +1,17 @@
 """The teacher cache: bytes a token, what coding loses, how fast it is read; ours, raw arrays, and the two settings DistillKit recommends.
 
-    python -m benchmarks.cache                   about two minutes on two cores; --quick for a check that it runs
+    python -m benchmarks.cache                   about three minutes on two cores; --quick for a check that it runs
 
 DistillKit (github.com/arcee-ai/DistillKit, README, "Recommended configuration" and "budget pick") keeps the k likeliest ids as plain
 ceil(log2 V)-bit numbers, the first log-probabilities in bfloat16, and float32 coefficients of a least-squares fit by rank for the others.
-`their_bytes` and `their_values` count those bytes and code those values anew; its loss is measured as if it also knew the exact tail mass, which it does
-not keep. KL is measured twice: of coding, over the kept ids and a rest class; and to the whole distribution, where both spread the rest class
-evenly over the ids that were not kept. `equal` is ours at the cheapest of a grid of (mass, nats) whose KL to the whole distribution is not
+`their_bytes` and `their_values` count those bytes and code those values anew; its loss is measured as if it also knew the exact tail
+mass, which it does not keep. KL is measured twice: of coding, over the kept ids and a rest class; and to the whole distribution, where both
+spread the rest class evenly over the ids that were not kept. `equal` is ours at the cheapest of a grid of (mass, nats) whose KL to the whole distribution is not
 above theirs.
 
 Distributions: the bundled teacher on problems of its kind (V = 899); stories260K on TinyStories (V = 512, where shared/ lies beside the
-checkout); and made-up ones for large V: p falls as rank^-a with noise of 0.3 nats, a spread over 1.1 to 4 (flat to peaked), at ids in random order, the
-worst there is for coding ids.
+checkout); and made-up ones for large V: p falls as rank^-a with noise of 0.3 nats, a spread over 1.1 to 4 (flat to peaked),
+at ids in random order, the worst there is for coding ids.
 """
 import argparse
 import gzip
@@ -87,7 +87,12 @@ def real(name: str, role, texts: list[str], k: int = 128) -> Teacher:
   """A model on texts, token by token."""
   import jax
   ids, logps, entropy = [], [], []
-  say = jax.jit(lambda params, tokens: (lambda out: jax.nn.log_softmax(out['head'].logits(out['hidden'])))(role.model.apply(params, {'tokens': tokens})))
+
+  @jax.jit
+  def say(params, tokens):
+    out = role.model.apply(params, {'tokens': tokens})
+    return jax.nn.log_softmax(out['head'].logits(out['hidden']))
+
   for text in texts:
     tokens = role.text.encode(text)[:192]
     padded = np.zeros((1, 192), np.int32)
@@ -112,7 +117,7 @@ def coded(teacher: Teacher, k: int, *, mass: float = 1, nats: float = codec.NATS
 
 
 def theirs(teacher: Teacher, *, k: int, exact: int, terms: tuple) -> tuple[float, float, float]:
-  """(bytes a token, KL of coding, KL to the whole distribution) of DistillKit's format, with the exact tail mass given to it for nothing."""
+  """(bytes a token, KL of coding, KL to the whole distribution) of DistillKit's format, the exact tail mass given to it for nothing."""
   p = np.exp(teacher.logps_LK[:, :k].astype(np.float64))
   q = np.exp(their_values(teacher.logps_LK[:, :k], exact=exact, terms=terms).astype(np.float64))
   q *= (p.sum(-1) / q.sum(-1))[:, None]
@@ -180,7 +185,8 @@ def table(teacher: Teacher) -> list[dict]:
     ours = coded(teacher, k)
     same = cheapest(teacher, k, coding, whole=False)
     equal = cheapest(teacher, k, whole, whole=True)
-    rows.append(dict(teacher=teacher.name, size=teacher.size, k=k, setting=name, raw=8 * k, their=dict(bytes=size, coding=coding, whole=whole),
+    rows.append(dict(teacher=teacher.name, size=teacher.size, k=k, setting=name, raw=8 * k,
+                     their=dict(bytes=size, coding=coding, whole=whole),
                      ours=dict(zip(('bytes', 'coding', 'whole'), ours)),
                      same=same and dict(zip(('bytes', 'coding', 'whole', 'mass', 'nats'), same)),
                      equal=equal and dict(zip(('bytes', 'coding', 'whole', 'mass', 'nats'), equal))))
@@ -191,8 +197,8 @@ def show(row: dict) -> str:
   """One line of the table."""
   part = lambda x: f'{x["bytes"]:8.1f} {x["coding"]:9.1e} {x["whole"]:9.1e}' if x else ' ' * 28
   ratio = lambda x: f'{x["bytes"] / row["their"]["bytes"]:6.2f}x' if x else '      -'
-  return (f'{row["teacher"]:16s}{row["size"]:8,d}{row["k"]:5d}{row["raw"]:7,d}  {part(row["their"])}  {part(row["ours"])}  {part(row["same"])}{ratio(row["same"])}'
-          f'  {part(row["equal"])}{ratio(row["equal"])}')
+  return (f'{row["teacher"]:16s}{row["size"]:8,d}{row["k"]:5d}{row["raw"]:7,d}  {part(row["their"])}  {part(row["ours"])}'
+          f'  {part(row["same"])}{ratio(row["same"])}  {part(row["equal"])}{ratio(row["equal"])}')
 
 
 def main() -> None:
@@ -205,7 +211,8 @@ def main() -> None:
   teachers = [*(made_up(tokens, size) for size in (151_936, 32_000)), *real_teachers(args.quick)]
   print('bytes a token, KL of coding, KL to the whole distribution (nats a token)')
   columns = ''.join(f'  {name:28s}' for name in ('DistillKit', 'ours, default'))
-  print(f'{"teacher":16s}{"V":>8s}{"k":>5s}{"raw":>7s}{columns}  {"ours, same ids, equal coding KL":35s}  {"ours, equal KL to the whole":35s}')
+  columns += ''.join(f'  {name:35s}' for name in ('ours, same ids, equal coding KL', 'ours, equal KL to the whole'))
+  print(f'{"teacher":16s}{"V":>8s}{"k":>5s}{"raw":>7s}{columns}'.rstrip())
   rows = [row for teacher in teachers for row in table(teacher)]
   print('\n'.join(map(show, rows)))
   bound = lambda size, k: (math.lgamma(size + 1) - math.lgamma(k + 1) - math.lgamma(size - k + 1)) / math.log(2) / 8
@@ -214,7 +221,8 @@ def main() -> None:
   for teacher, k in ((teachers[0], 64), (teachers[1], 64), (teachers[2], 16)):
     data = codec.encode(teacher.ids_LK[:, :k], teacher.logps_LK[:, :k], vocab_size=teacher.size)
     told.append(dict(teacher=teacher.name, size=teacher.size, k=k, bound=bound(teacher.size, k) + k, bytes=len(data) / len(teacher.ids_LK),
-                     parts={name: size / len(teacher.ids_LK) for name, size in codec.parts(data)._asdict().items()}, decoded=speed(teacher, k, length)))
+                     parts={name: size / len(teacher.ids_LK) for name, size in codec.parts(data)._asdict().items()},
+                     decoded=speed(teacher, k, length)))
     print('{teacher}, V = {size:,}, k = {k}: bound {bound:.1f}, ours {bytes:.1f}; {decoded:,.0f} tokens a second'.format(**told[-1]),
           {name: round(size, 1) for name, size in told[-1]['parts'].items()})
   if args.out:

@@ -17,7 +17,8 @@ EDGES = (0, .5, .8, .9, .95, .98, .99, .995, .999)      # of the histogram of ke
 
 def flags() -> argparse.ArgumentParser:
   """The command line."""
-  parser = argparse.ArgumentParser(prog='python -m distill_jax.shards', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = argparse.ArgumentParser(prog='python -m distill_jax.shards', description=__doc__,
+                                   formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('action', choices=('inspect', 'verify'))
   parser.add_argument('directory', metavar='DIR', type=pathlib.Path)
   return parser
@@ -28,7 +29,8 @@ def inspect(opened) -> list[str]:
   from distill_jax.data import cache
   manifest, encoded = opened.manifest, cache.is_encoded(opened.manifest)
   total = sum(part['bytes'] for part in manifest['parts'])
-  lines = [f'{opened.directory}: {manifest["kind"]}, {_many(len(opened), "row")} in {_many(len(manifest["parts"]), "part")}, {_bytes(total)}']
+  rows, parts = _many(len(opened), 'row'), _many(len(manifest['parts']), 'part')
+  lines = [f'{opened.directory}: {manifest["kind"]}, {rows} in {parts}, {_bytes(total)}']
   lines += [f'  {name:12s}{value}' for name, value in sorted(manifest['fingerprints'].items())]
   if not len(opened):
     return lines
@@ -107,11 +109,12 @@ def _labels(opened, encoded, total) -> list[str]:
                 + (f', {told.min()} to {told.max()} ids each, {told.mean():.1f} in the mean' if len(told) else '')
                 + (' (a compact cache keeps none under weight 0)' if encoded else '')]
   if opened.manifest.get('codec', {}).get('draws') is None and len(masses):
-    lines += [f'kept mass of {len(masses):,} targets (mean {100 * masses.mean():.2f} %, least {100 * masses.min():.2f} %)', *_histogram(masses)]
+    told = f'mean {100 * masses.mean():.2f} %, least {100 * masses.min():.2f} %'
+    lines += [f'kept mass of {len(masses):,} targets ({told})', *_histogram(masses)]
   if encoded and not opened.manifest['codec'].get('draws'):
     lost = np.asarray(opened.column(cache.LOST))
-    lines += [f'KL lost to coding: {lost.mean():.1e} nats a token in the mean of all rows, {lost.max():.1e} in the worst row (measured when '
-              'they were written)']
+    lines += [f'KL lost to coding: {lost.mean():.1e} nats a token in the mean of all rows, {lost.max():.1e} in the worst row '
+              '(measured when they were written)']
   checked, batches = opened.verified
   return [*lines, f'checksums: {checked} of {_many(batches, "record batch", "es")} read and right; verify reads all']
 

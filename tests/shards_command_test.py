@@ -29,7 +29,8 @@ def write(directory, *, name='compact', mass=1.0, rows=ROWS):
   half = rows // 2
   for i, (start, stop) in enumerate(((0, half), (half, rows))):
     shards.write_part(directory, i, 2, {column: values[start:stop] for column, values in columns.items()}, batch_rows=2)
-  return shards.finish(directory, count=2, fingerprints={'teacher': 'abc123'}, kind='labels', codec=cache_lib.stamp(kept, vocab_size=SIZE)), made
+  stamp = cache_lib.stamp(kept, vocab_size=SIZE)
+  return shards.finish(directory, count=2, fingerprints={'teacher': 'abc123'}, kind='labels', codec=stamp), made
 
 
 def run(capsys, action, directory):
@@ -49,12 +50,13 @@ def test_inspect_of_compact_labels(tmp_path, capsys):
   for name in codec.Parts._fields:
     assert number(f'labels: {name}') == pytest.approx(sum(getattr(x, name) for x in encoded) / (30 * ROWS), abs=0.006), name
   assert number('together') == pytest.approx(sum(part['bytes'] for part in manifest['parts']) / (30 * ROWS), abs=0.006)
-  assert sum(float(x) for x in re.findall(r'^  (?!together)\S.*? +([\d.]+)$', out.split('bytes a token')[1].split('labels alone')[0], re.M)) == (
-      pytest.approx(number('together'), abs=0.06))
+  lines = re.findall(r'^  (?!together)\S.*? +([\d.]+)$', out.split('bytes a token')[1].split('labels alone')[0], re.M)
+  assert sum(map(float, lines)) == pytest.approx(number('together'), abs=0.06)
   masses = np.concatenate([np.exp(pair[1]).sum(-1) for pair in made])
   assert f'kept mass of 270 targets (mean {100 * masses.mean():.2f} %' in out and 'where raw ones (k = 6, float32) take 48' in out
   bars = {float(low): float(share) for low, share in re.findall(r'^ +([\d.]+) - +[\d.]+ % +([\d.]+) %', out, re.M)}
-  assert bars[50.0] == pytest.approx(100 * ((masses >= 0.5) & (masses < 0.8)).mean(), abs=0.4) and sum(bars.values()) == pytest.approx(100, abs=0.5)
+  assert bars[50.0] == pytest.approx(100 * ((masses >= 0.5) & (masses < 0.8)).mean(), abs=0.4)
+  assert sum(bars.values()) == pytest.approx(100, abs=0.5)
   assert 'KL lost to coding: ' in out and '5 of 5 record batches read and right' in out
 
 
@@ -112,7 +114,8 @@ def damage(directory, kind):
 @pytest.mark.parametrize('action', ['inspect', 'verify'])
 @pytest.mark.parametrize('kind, words', [
     ('flipped bit', 'part-00001-of-00002.arrow is damaged'), ('truncated part', 'bytes were written|were written: delete'),
-    ('missing part', 'is missing'), ('missing manifest', 'no manifest.json|are not finished|no shards'), ('damaged manifest', 'manifest.json is damaged'),
+    ('missing part', 'is missing'), ('missing manifest', 'no manifest.json|are not finished|no shards'),
+    ('damaged manifest', 'manifest.json is damaged'),
     ('newer shards', 'use a newer distill_jax'), ('newer codec', "codec 'compact' format 2.* use a newer distill_jax")])
 def test_whatever_is_wrong_is_one_line_and_exit_code_1(tmp_path, capsys, action, kind, words):
   write(tmp_path)
@@ -125,9 +128,11 @@ def test_labels_that_pass_their_checksum_but_are_none(tmp_path, capsys):
   """A faulty writer, not a faulty disk: verify decodes every row and names the first that is wrong."""
   ids, logps = labels()
   data = codec.encode(ids, logps, vocab_size=SIZE)
-  for rows, words in (([data, data[:-1]], 'row 1: these bytes are not whole labels'), ([data, codec.encode(ids[:9], logps[:9], vocab_size=SIZE)], '9 labels for 30 tokens')):
+  stamp = cache_lib.stamp(cache_lib.make_cache(codec='compact'), vocab_size=SIZE)
+  short = codec.encode(ids[:9], logps[:9], vocab_size=SIZE)
+  for rows, words in (([data, data[:-1]], 'row 1: these bytes are not whole labels'), ([data, short], '9 labels for 30 tokens')):
     shards.write_part(tmp_path, 0, 1, {'tokens': [np.arange(30)] * 2, cache_lib.COLUMN: rows, cache_lib.LOST: np.zeros(2, np.float32)})
-    shards.finish(tmp_path, count=1, fingerprints={}, kind='labels', codec=cache_lib.stamp(cache_lib.make_cache(codec='compact'), vocab_size=SIZE))
+    shards.finish(tmp_path, count=1, fingerprints={}, kind='labels', codec=stamp)
     code, _, err = run(capsys, 'verify', tmp_path)
     assert code == 1 and words in err
 

@@ -76,7 +76,8 @@ def padded(data) -> np.ndarray:
 def cheapest(numbers: np.ndarray, more=0) -> int:
   """The code that writes these integers in the fewest bits."""
   codes = [code for order in ORDERS for code in (order, order + _HEAVY)]
-  return min(codes, key=lambda code: heavy_bits(numbers, _order(code, more)).sum() if code >= _HEAVY else _rice_bits(numbers, _order(code, more)).sum())
+  bits_of = lambda code: (_rice_bits if code < _HEAVY else heavy_bits)(numbers, _order(code, more)).sum()
+  return min(codes, key=bits_of)
 
 
 def heavy_bits(numbers: np.ndarray, order) -> np.ndarray:

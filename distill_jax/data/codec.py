@@ -4,8 +4,8 @@ Shape suffixes: L tokens of an example, K most entries of a token; n entries tha
 
 What is written, one after the other (format 1): header, counts (only where a token has fewer than K entries), ids, scales (only where they
 pay), values, tails. All but the header are integers as in data/bits.py; an example is read whole, examples apart from one another.
-* ids: a token's ids in rising order as gaps, Rice or Exp-Golomb, the order falling with log2 n: for a random set about 0.15 bits an id above
-  the log2 C(V, n) / n that it has.
+* ids: a token's ids in rising order as gaps, Rice or Exp-Golomb, the order falling with log2 n: for a random set about 0.15 bits an id
+  above the log2 C(V, n) / n that it has.
 * values: sqrt(p) in whole steps of sqrt(6 nats / n). Between near distributions KL is 2 sum (sqrt p - sqrt q)^2 (the square root makes the
   Fisher metric flat: Amari and Nagaoka 2000, section 2.6), so equal steps in sqrt(p) lose the least for their number; rounding has variance
   step^2 / 12, hence the loss is 2 n step^2 / 12 = `nats` a token, and at most 3.5 times that. At k = 64 and nats = 2e-4 these are the 231
@@ -13,8 +13,8 @@ pay), values, tails. All but the header are integers as in data/bits.py; an exam
   token's values, since flat and peaked distributions alternate.
 * tails: what is missing to 1, in units of 2^-24, the finest that 1 - sum of float32 probabilities can show. Decoding scales the values so
   that it is met.
-Draws (data/draws.py) are exact: their counts are written instead of values and tails. Tokens at the beginning that have no entry (a prompt's)
-take no room.
+Draws (data/draws.py) are exact: their counts are written instead of values and tails. Tokens at the beginning that have no entry (a
+prompt's) take no room.
 """
 from typing import NamedTuple
 
@@ -67,11 +67,12 @@ def check(top_ids_LK: np.ndarray, top_logps_LK: np.ndarray, *, vocab_size: int) 
       raise ValueError(f'the teacher\'s labels of token {np.flatnonzero(rows)[0]} hold {what} ({rows.sum()} of {len(rows)} tokens do)')
 
 
-def encode(top_ids_LK: np.ndarray, top_logps_LK: np.ndarray, *, vocab_size: int, nats: float = NATS, draws: int | None = None) -> np.ndarray:
+def encode(top_ids_LK: np.ndarray, top_logps_LK: np.ndarray, *, vocab_size: int, nats: float = NATS,
+           draws: int | None = None) -> np.ndarray:
   """The labels of one example as uint8 [bytes]; `decode` reads them.
 
   top_ids: int [L, K], distinct, in any order, -1 where there is none (an entry of -inf counts as none); top_logps: float [L, K], of the
-  full softmax.  nats: KL(labels || decoded) a token that may be lost, above 0.  draws: the labels are counts of so many draws, kept exactly.
+  full softmax.  nats: KL(labels || decoded) a token that may be lost, above 0.  draws: the labels are counts of so many draws, exact.
   ValueError as `check`.
   """
   check(top_ids_LK, top_logps_LK, vocab_size=vocab_size)
@@ -148,7 +149,7 @@ def lost(top_ids_LK: np.ndarray, top_logps_LK: np.ndarray, data) -> np.ndarray:
   ids, logps = np.take_along_axis(ids, order, -1), np.take_along_axis(logps, order, -1)
   found_ids, found = decode(data)
   there = found_ids >= 0
-  if ids.shape != found_ids.shape or not np.array_equal(np.where(there, ids, np.iinfo(np.int32).max), ids) or (ids != found_ids)[there].any():
+  if not np.array_equal(np.where(ids == np.iinfo(np.int32).max, -1, ids), found_ids):
     raise ValueError('decoding gives other ids than were encoded')
   p, q = (np.where(there, np.exp(np.where(there, x, 0), dtype=np.float64), 0) for x in (logps, found))
   p, q = (np.concatenate([x, np.maximum(1 - x.sum(-1, keepdims=True), 0)], -1) for x in (p, q))
@@ -181,7 +182,8 @@ def _open(data) -> _Opened:
   at = np.cumsum([end, *sizes]).tolist()
   if at[-1] != size or first > tokens:
     raise ValueError(f'these bytes are not whole labels of an example: {size:,} bytes where {at[-1]:,} were written')
-  return _Opened(data, tokens, first, width, draws, dict(zip(_STREAMS, data[1:begin].tolist())), dict(zip(_STREAMS, zip(at[::2], at[1::2]))))
+  codes, places = data[1:begin].tolist(), zip(at[::2], at[1::2])
+  return _Opened(data, tokens, first, width, draws, dict(zip(_STREAMS, codes)), dict(zip(_STREAMS, places)))
 
 
 def _possible(opened, n):

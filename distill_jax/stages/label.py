@@ -65,7 +65,8 @@ def label(out, inputs, *, seed, how, log, roles, method, task=None, split='train
     if shards.has_part(out, index, parts):
       continue
     chosen = examples[index * part:(index + 1) * part]
-    labels = _label_part(say, params, chosen, length=length, batch=batch, mesh=mesh, dtype='float32' if cache.codec == codec.NAME else dtype)
+    labels = _label_part(say, params, chosen, length=length, batch=batch, mesh=mesh,
+                         dtype='float32' if cache.codec == codec.NAME else dtype)
     labels = _keep(labels, chosen, cache, method=method['method'], vocab_size=vocab_size)
     shards.write_part(out, index, parts, {'id': np.stack([e['id'] for e in chosen]), **{k: [e[k] for e in chosen] for k in PLAIN}, **labels})
   log.progress(len(examples), len(examples), unit='examples')

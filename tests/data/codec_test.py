@@ -1,4 +1,4 @@
-"""Codec: ids come back exactly, probabilities within the loss that was named, tails to rounding; size near the bound; bad input is named."""
+"""Codec: ids come back exactly, probabilities within the loss that was named, tails to rounding; size near the bound; bad input named."""
 import itertools
 import math
 
@@ -126,7 +126,8 @@ def test_a_prompt_without_labels_takes_no_room():
 
 
 @pytest.mark.parametrize('change, words', [
-    (dict(logps=(3, 1, np.nan)), 'token 3 hold a NaN'), (dict(logps=(slice(5, 7), slice(None), -np.inf)), r'token 5 hold only -inf \(2 of 9'),
+    (dict(logps=(3, 1, np.nan)), 'token 3 hold a NaN'),
+    (dict(logps=(slice(5, 7), slice(None), -np.inf)), r'token 5 hold only -inf \(2 of 9'),
     (dict(ids=(2, 0, 40)), 'token 2 hold an id outside the vocabulary of 40'), (dict(ids=(4, slice(0, 2), 7)), 'token 4 hold one id twice'),
     (dict(logps=(8, 0, 0.5)), 'token 8 hold probabilities that sum to more than 1')])
 def test_bad_labels_are_named(change, words):
