@@ -1,7 +1,7 @@
 """Command line: runs a recipe.
 
   python -m distill_jax.main --config=configs/gsm8k.py[:size] [--config.stages.x.y=value] [--workdir=DIR]
-      [--list | --dry-run | --only=STAGE | --seeds=N] [--traceback]
+      [--list | --dry-run | --only=STAGE | --seeds=N] [--traceback] [--coordinator=HOST:PORT --processes=N --process=I]
 
 The same command continues after a kill, and skips what is done.
 """
@@ -18,6 +18,8 @@ from absl import logging
 from ml_collections import config_flags
 
 from distill_jax import pipeline
+from distill_jax.core import hosts
+from distill_jax.core import interrupt
 
 
 class _ListParser(flags.ArgumentParser):
@@ -37,6 +39,9 @@ _ONLY = flags.DEFINE_string('only', None, 'Run this stage alone; what it reads m
 _LIST = flags.DEFINE_bool('list', False, 'Show the stages and their state, run nothing.')
 _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Show rows, tokens, truncations, disk and estimated time, run nothing.')
 _SEEDS = flags.DEFINE_integer('seeds', 0, 'Run the recipe with this many seeds, one after another, and show intervals.', lower_bound=0)
+_COORDINATOR = flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0, where many processes run this command; default: the environment.')
+_PROCESSES = flags.DEFINE_integer('processes', None, 'How many processes; with --coordinator.')
+_PROCESS = flags.DEFINE_integer('process', None, 'Which one this is, from 0; with --coordinator.')
 _TRACEBACK = flags.DEFINE_bool('traceback', False, 'Show the whole traceback of any error.')
 
 
@@ -45,7 +50,7 @@ def sources() -> pipeline.Sources:
   from distill_jax import runs
   from distill_jax import stages
   known = vars(stages)
-  return pipeline.Sources(stages.STAGES, known.get('CHECKS', {}), known.get('FORECASTS', {}), hub=runs.commit)
+  return pipeline.Sources(stages.STAGES, known.get('CHECKS', {}), known.get('FORECASTS', {}), known.get('TOGETHER', ()), hub=runs.commit)
 
 
 def default_workdir(config: str) -> pathlib.Path:
@@ -83,7 +88,7 @@ def _say_error(error: BaseException, prefix: str = ''):
 
 
 def main(argv) -> int:
-  """Exit code: 0 all done, 1 an error, 2 a wrong command, 130 interrupted."""
+  """Exit code: 0 all done, 1 an error, 2 a wrong command, 75 preempted (run it again), 130 interrupted."""
   if len(argv) > 1:
     print(f'unknown argument {argv[1]!r}; flags begin with --', file=sys.stderr)
     return 2
@@ -94,6 +99,8 @@ def main(argv) -> int:
     return 2
   steps = {}
   try:
+    hosts.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    interrupt.listen()
     recipe = _CONFIG.value.to_dict()
     workdir = pathlib.Path(_WORKDIR.value or default_workdir(config_flags.get_config_filename(flags.FLAGS['config'])))
     source = sources()
@@ -110,6 +117,9 @@ def main(argv) -> int:
     from distill_jax import runs
     runs.run(recipe, steps, workdir, source, only=_ONLY.value)
     return 0
+  except interrupt.Preempted:
+    print(f'\npreempted. {_where_it_stands(steps)}\nNothing is lost: the same command continues.', file=sys.stderr)
+    return interrupt.AGAIN
   except KeyboardInterrupt:
     print(f'\ninterrupted. {_where_it_stands(steps)}\nNothing is lost: the same command continues.', file=sys.stderr)
     return 130

@@ -12,7 +12,7 @@ import shlex
 import time
 from typing import Any, Callable, Mapping, NamedTuple, Sequence
 
-from distill_jax.core import marks
+from distill_jax.core import hosts, marks
 
 FORMAT = 1      # goes up when the code makes other files from the same settings
 KEYS = ('seed', 'title', 'notes', 'tasks', 'roles', 'stages', 'run', 'compare', 'how')   # of a recipe
@@ -26,11 +26,13 @@ class Sources(NamedTuple):
   stages: {name: stage(out, inputs, *, seed, how, log, **keywords) -> summary}.
   checks: {name: check(keywords)}, raises ValueError or TypeError for what a signature cannot tell.
   forecasts: {name: forecast(inputs, *, seed, how, **keywords) -> dict(rows, tokens, truncated, bytes, seconds)}.
+  together: stages that all hosts run; the rest is run by the leader while the others wait.
   hub: (repository, kind 'model' or 'dataset', revision or None) -> commit, for the fingerprint.
   """
   stages: Mapping[str, Callable]
   checks: Mapping[str, Callable] = {}
   forecasts: Mapping[str, Callable] = {}
+  together: Sequence[str] = ()
   hub: Callable[..., str] | None = None
 
 
@@ -191,7 +193,8 @@ def plan(recipe: Mapping[str, Any], workdir: pathlib.Path, sources: Sources, *, 
     _known('--only', name, list(recipe['stages']))
   for name in (*recipe['run'], *also):
     make(name, ())
-  digests.save()
+  if hosts.lead():
+    digests.save()
   return {name: made[name] for name in (*recipe['run'], *(n for n in made if n not in recipe['run']))}
 
 
@@ -252,21 +255,27 @@ def _resolve(value: Any, workdir: pathlib.Path, key: str = '') -> Any:
 
 
 def run_step(step: Step, sources: Sources, *, log: Callable[[str, pathlib.Path], Any]) -> dict[str, Any]:
-  """Runs one step and returns what it wrote to DONE. Raises StageFailed; what the stage has written stays for the next run."""
+  """Runs one step and returns what it wrote to DONE. Raises StageFailed; what the stage has written stays for the next run.
+
+  Many hosts call it together: the leader writes the marks, and the others have them when it returns.
+  """
+  lead, wait = hosts.lead(), hosts.wait
+  if not lead:
+    wait(f'{step.name} begins')
+    if step.stage in sources.together:
+      _call(step, sources, log)
+    wait(f'{step.name} done')
+    return marks.read_json(step.out / 'DONE')
   step.out.mkdir(parents=True, exist_ok=True)
   began = dict(fingerprint=step.fingerprint, mark=step.mark, steps=step.steps, details=step.details)
   before = marks.read_json(step.out / 'STARTED')
   if before is None or before['steps'] != step.steps:
     marks.write_json(step.out / 'STARTED', began)
   (step.out / 'DONE').unlink(missing_ok=True)       # a run that grows is not done until it ends
+  wait(f'{step.name} begins')
   start = time.monotonic()
-  line = log(step.name, step.out)
+  summary = _call(step, sources, log)
   try:
-    summary = sources.stages[step.stage](
-        step.out, dict(step.inputs), seed=step.seed, how=dict(step.how), log=line,
-        **step.keywords, **_resolve(step.definitions, step.out.parent))
-    if not isinstance(summary, Mapping):
-      raise TypeError(f'{step.stage}() returned {type(summary).__name__}; a stage returns its summary, a dict')
     seconds = time.monotonic() - start
     marks.write_json(step.out / 'summary.json', summary)
     done = {**began, 'seconds': seconds, 'continued': before is not None, 'summary': marks.read_json(step.out / 'summary.json'),
@@ -274,9 +283,24 @@ def run_step(step: Step, sources: Sources, *, log: Callable[[str, pathlib.Path],
     marks.write_json(step.out / 'DONE', done)
   except Exception as error:
     raise StageFailed(step.name) from error
+  wait(f'{step.name} done')
+  return done
+
+
+def _call(step: Step, sources: Sources, log: Callable[[str, pathlib.Path], Any]) -> Mapping[str, Any]:
+  """The stage's summary."""
+  line = log(step.name, step.out)
+  try:
+    summary = sources.stages[step.stage](
+        step.out, dict(step.inputs), seed=step.seed, how=dict(step.how), log=line,
+        **step.keywords, **_resolve(step.definitions, step.out.parent))
+    if not isinstance(summary, Mapping):
+      raise TypeError(f'{step.stage}() returned {type(summary).__name__}; a stage returns its summary, a dict')
+    return summary
+  except Exception as error:
+    raise StageFailed(step.name) from error
   finally:
     line.close()
-  return done
 
 
 def forecast(steps: Mapping[str, Step], sources: Sources) -> dict[str, dict[str, Any] | None]:

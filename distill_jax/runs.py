@@ -1,17 +1,19 @@
 """One run of a recipe in a workdir: the lock, the compilation cache, what is written down, the steps in order, table and report."""
+import contextlib
 import importlib.metadata
 import os
 import pathlib
 import platform
 import shlex
 import sys
+import uuid
 import zlib
 from typing import Any, Mapping
 
 from distill_jax import pipeline
 from distill_jax import report
 from distill_jax import tables
-from distill_jax.core import marks
+from distill_jax.core import hosts, marks
 from distill_jax.train.log import Log, duration
 
 ZSTD = b'\x28\xb5\x2f\xfd'     # how a zstandard file begins; JAX compresses with it where it is installed, else with zlib
@@ -23,8 +25,8 @@ def _cache_compilations(directory: pathlib.Path):
     return
   import jax
   directory.mkdir(parents=True, exist_ok=True)
-  newest = max(directory.glob('*-cache'), key=lambda path: path.stat().st_mtime_ns, default=None)
-  if newest is not None and not (data := newest.read_bytes()).startswith(ZSTD):
+  newest = not hosts.lead() or max(directory.glob('*-cache'), key=lambda path: path.stat().st_mtime_ns, default=None)
+  if isinstance(newest, pathlib.Path) and not (data := newest.read_bytes()).startswith(ZSTD):
     try:
       zlib.decompress(data)
     except zlib.error:
@@ -54,31 +56,69 @@ def _write_down(workdir: pathlib.Path, recipe: Mapping[str, Any]):
 
 def run(recipe: Mapping[str, Any], steps: Mapping[str, pipeline.Step], workdir: pathlib.Path, sources: pipeline.Sources, *,
         only: str | None = None, cache: pathlib.Path | None = None):
-  """Runs the planned steps that are not done, prints the results, writes report.html. Stops before anything runs where settings differ."""
+  """Runs the planned steps that are not done, prints the results, writes report.html. Stops before anything runs where settings differ.
+
+  With many hosts all of them call it; the leader decides what is done, and writes.
+  """
+  _stand_together(recipe, workdir)
   chosen = pipeline.choose(steps, recipe, only)
-  workdir.mkdir(parents=True, exist_ok=True)
-  with marks.lock(workdir):
+  with marks.lock(workdir) if hosts.lead() else contextlib.nullcontext():
     pipeline.stop_on_differences(list(steps.values()) if only is None else chosen, workdir)
     _cache_compilations((cache or workdir / '.cache' / 'jax').absolute())
-    _write_down(workdir, recipe)
-    main_log = Log(file=workdir / 'log.txt')
-    make = lambda name, out: Log(out, name=name, file=workdir / 'log.txt')
+    if hosts.lead():
+      _write_down(workdir, recipe)
+    main_log = Log(file=workdir / 'log.txt') if hosts.lead() else _silence()
+    make = lambda name, out: Log(out, name=name, file=workdir / 'log.txt') if hosts.lead() else _silence()
     try:
       for step in chosen:
-        if pipeline.state(step)[0] == 'done':
+        before = hosts.broadcast(pipeline.state(step)[0] if hosts.lead() else None)
+        if before == 'done':
           seconds = marks.read_json(step.out / 'DONE')['seconds']
           main_log.say(f'{step.name}: done before, in {duration(seconds)}')
           continue
-        main_log.say(f'{step.name}: {pipeline.state(step)[0].replace("to do", "begins").replace("started", "continues")}')
+        main_log.say(f'{step.name}: {before.replace("to do", "begins").replace("started", "continues")}')
         done = pipeline.run_step(step, sources, log=make)
         main_log.say(f'{step.name}: done in {duration(done["seconds"])}')
         for note in done['summary'].get('notes', ()):
           main_log.say(f'{step.name}: note: {note}')
-      if (table := tables.accuracies(workdir, recipe)) is not None:
-        tables.show(table)
-      main_log.say(f'report: {report.write(workdir, recipe)}')
+      if hosts.lead():
+        if (table := tables.accuracies(workdir, recipe)) is not None:
+          tables.show(table)
+        main_log.say(f'report: {report.write(workdir, recipe)}')
     finally:
       main_log.close()
+
+
+def _stand_together(recipe: Mapping[str, Any], workdir: pathlib.Path) -> None:
+  """Makes the workdir, and stops where a host has other code, another recipe, or does not see the leader's workdir."""
+  if hosts.lead():
+    workdir.mkdir(parents=True, exist_ok=True)
+  if hosts.count() == 1:
+    return
+  package = pathlib.Path(__file__).resolve().parent
+  hosts.require_same({'code': marks.Digests().of(package), 'recipe': marks.fingerprint(recipe), 'workdir': str(workdir),
+                      'jax': _version('jax'), 'devices': jax_devices()})
+  token = hosts.broadcast(uuid.uuid4().hex)
+  seen = workdir / f'.seen-{token}'
+  if hosts.lead():
+    seen.touch()
+  hosts.wait('workdir')
+  blind = [host for host, (name, sees) in enumerate(hosts.gather([platform.node(), seen.exists()])) if not sees]
+  if hosts.lead():
+    seen.unlink()
+  if blind:
+    raise RuntimeError(f'host {blind[0]} does not see {workdir} of host 0: give a --workdir on storage that all hosts share')
+
+
+def jax_devices() -> str:
+  """Kind and number of the devices of one host."""
+  import jax
+  return f'{jax.local_device_count()} x {jax.local_devices()[0].device_kind}'
+
+
+def _silence() -> Log:
+  """The log of a host that does not lead."""
+  return Log(stream=open(os.devnull, 'w', encoding='utf-8'))
 
 
 def commit(repository: str, kind: str, revision: str | None) -> str:

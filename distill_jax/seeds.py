@@ -6,7 +6,7 @@ from distill_jax import pipeline
 from distill_jax import results
 from distill_jax import runs
 from distill_jax import tables
-from distill_jax.core import marks
+from distill_jax.core import hosts, marks
 
 
 def run(recipe: Mapping[str, Any], workdir: pathlib.Path, sources: pipeline.Sources, *, count: int) -> list[pathlib.Path]:
@@ -19,10 +19,14 @@ def run(recipe: Mapping[str, Any], workdir: pathlib.Path, sources: pipeline.Sour
     steps = pipeline.plan(own, directory, sources, digests=digests)
     pipeline.stop_on_differences(list(steps.values()), directory)
     planned.append((own, steps, directory))
-  workdir.mkdir(parents=True, exist_ok=True)
+  if hosts.lead():
+    workdir.mkdir(parents=True, exist_ok=True)
   for number, (own, steps, directory) in enumerate(planned):
-    print(f'--- seed {own["seed"]} ({number + 1} of {count}) in {directory}')
+    if hosts.lead():
+      print(f'--- seed {own["seed"]} ({number + 1} of {count}) in {directory}')
     runs.run(own, steps, directory, sources, cache=workdir / '.cache' / 'jax')
+  if not hosts.lead():
+    return []
   directories = [directory for *_, directory in planned]
   rows, compared = results.over_seeds(directories, recipe), results.compare(directories, recipe)
   marks.write_json(workdir / 'seeds.json', {'rows': rows, 'compare': [

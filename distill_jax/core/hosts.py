@@ -78,6 +78,11 @@ def _wait_for(coordinator: str, timeout: int) -> None:
       time.sleep(0.5)
 
 
+def count() -> int:
+  """Processes."""
+  return jax.process_count()
+
+
 def lead() -> bool:
   """Whether this is the process that decides and writes for all."""
   return jax.process_index() == 0

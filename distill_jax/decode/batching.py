@@ -10,7 +10,7 @@ from typing import Any, Callable, Iterator, NamedTuple, Sequence
 import jax
 import numpy as np
 
-from distill_jax.core import mesh as mesh_lib
+from distill_jax.core import hosts, mesh as mesh_lib
 from distill_jax.decode import loop, pool as pool_lib, watch
 
 TURN = 16          # tokens of a turn
@@ -101,7 +101,7 @@ def run(static, params, ready, prompts: Sequence[Sequence[int]], ids: Sequence[n
       pool, state = _turn(static, ready, pool, shared, [held.get(r) for r in rows], rows, sizes, writer)
       begun.append((rows, state))
     for rows, (tokens, logps, number, ended) in begun:      # the device has the later ones still to do while the host reads the first
-      tokens, logps, number, ended = (np.asarray(x) for x in (tokens, logps, number, ended))
+      tokens, logps, number, ended = hosts.to_host((tokens, logps, number, ended))
       for g, r in enumerate(rows):
         if r in held and (text := _grow(held[r], tokens[g], logps[g], int(number[g]), bool(ended[g]))):
           del held[r]
@@ -165,7 +165,7 @@ def _advance_with(static, params, state, texts: list[Row | None], writer):
   for step in range(1, TURN + 1):
     forced = np.array([-1 if gone else text.seen.ask(writer) for text, gone in zip(texts, ended)], np.int32)
     state, seen = _advance(*static, params, state, np.int32(step), forced, ended)
-    tokens, _, number, ended = (np.array(x) for x in seen)
+    tokens, _, number, ended = map(np.array, hosts.to_host(seen))
     for g, text in enumerate(texts):
       if text and number[g] > len(text.seen.tokens):
         text.seen.push(int(tokens[g, step - 1]))

@@ -62,7 +62,7 @@ def write(role: Role, params, prompts: Sequence[str], ids: Sequence[np.ndarray],
   pieces = watch.Pieces(text) if stop or writer else None
   room = _room(model, max_new_tokens, length)
   rows, cut = _encode(text, prompts, room)
-  static = (_static(model), settings, mesh)
+  static = (_static(model, mesh), settings, mesh)
   params, place = _place(model, params, mesh)
   shared, rest = _share(static, params, rows)
   longest = max(map(len, rest), default=1) if length is None else room - shared.length
@@ -138,9 +138,17 @@ def _encode(text, prompts: Sequence[str], room: int | None) -> tuple[list[list[i
   return rows, cut
 
 
-def _static(model: Model) -> Model:
-  """`model` as a key of compiled functions: its tables, which need not hash, are not read by the loop."""
-  return model._replace(axes=(), trainable=(), config=None)
+def _static(model: Model, mesh: Mesh | None) -> Model:
+  """`model` as a key of compiled functions: its tables, which need not hash, are not read by the loop. It computes on the mesh."""
+  return _on(model._replace(axes=(), trainable=(), config=None), mesh)
+
+
+@functools.lru_cache(maxsize=64)
+def _on(model: Model, mesh: Mesh | None) -> Model:
+  def apply(*args, **keywords):
+    with mesh_lib.on(mesh):
+      return model.apply(*args, **keywords)
+  return model if mesh is None or mesh.size == 1 else model._replace(apply=apply)
 
 
 def _place(model: Model, params, mesh: Mesh | None):

@@ -8,4 +8,5 @@ from distill_jax.stages.label import label
 from distill_jax.stages.train import train
 
 STAGES = dict(generate=generate, grade=grade, label=label, train=train, evaluate=evaluate, export=export)
+TOGETHER = ('generate', 'label', 'train', 'evaluate')      # what all hosts do; the others are the leader's alone
 CHECKS = {name: check for name in STAGES}

@@ -7,11 +7,11 @@ from typing import Any, Sequence
 import jax
 import numpy as np
 
-from distill_jax.core import keys, mesh as mesh_lib
+from distill_jax.core import hosts, keys
 from distill_jax.data import shards
 from distill_jax.decode import sample
-from distill_jax.stages import records
-from distill_jax.stages.roles import load_role, parameters
+from distill_jax.stages import parts as parts_lib, records
+from distill_jax.stages.roles import load_roles, parameters
 
 SHOWN = 8
 
@@ -28,7 +28,7 @@ def evaluate(out, inputs, *, seed, how, log, roles, task, splits=('test',), coun
   """Answers the questions of each split, in parts; a part that is there is not answered again.
 
   roles: exactly one.  accuracy: mean grade over samples, then over problems; pass@k for each k of `ks`; 95 % intervals by bootstrap over problems.
-  temperature 0: greedy.  how: batch, mesh.
+  temperature 0: greedy.  how: batch, mesh, rules; groups of hosts take parts in turn.
   """
   if len(roles) != 1:
     raise ValueError(f'evaluate: one role, got {sorted(roles)}')
@@ -38,11 +38,10 @@ def evaluate(out, inputs, *, seed, how, log, roles, task, splits=('test',), coun
     raise ValueError(f'evaluate: {samples} greedy samples are all the same text; set temperature')
   task = records.make_task(task)
   name, definition = next(iter(roles.items()))
-  role = load_role(definition, seed=seed)
-  mesh = mesh_lib.make_mesh(how.get('mesh'))
-  params = jax.device_put(role.params, mesh_lib.replicated(mesh))
+  share = parts_lib.share(how)
+  role = load_roles({name: definition}, share.mesh, how, seed=seed)[name]
   settings = dict(samples=samples, temperature=temperature, top_p=top_p, top_k=top_k, max_new_tokens=max_new_tokens, stop=tuple(stop),
-                  writer=task.writer if calculator else None, batch=how.get('batch', 64), mesh=mesh)
+                  writer=task.writer if calculator else None, batch=how.get('batch', 64), mesh=share.mesh)
   splits = [splits] if isinstance(splits, str) else list(splits)
   questions = {split: list(task.examples(split))[:count] for split in splits}
   if empty := [split for split in splits if not questions[split]]:
@@ -51,9 +50,10 @@ def evaluate(out, inputs, *, seed, how, log, roles, task, splits=('test',), coun
   settings['length'] = -(-longest // 16) * 16
   began, total, done = time.perf_counter(), sum(map(len, questions.values())), 0
   for split, examples in questions.items():
-    done = _answer(out / split, role, params, task, examples, part=part, settings=settings, seed=seed, done=done, total=total, log=log)
+    done = _answer(out / split, role, share, task, examples, part=part, settings=settings, seed=seed, done=done, total=total, log=log)
   rows = {split: _read(out / split) for split in splits}
-  _file(out, rows)
+  if hosts.lead():
+    _file(out, rows)
   table = {split: _scores(rows[split], samples, ks) for split in splits}
   first = rows[splits[0]]
   return dict(kind='evaluate', title=title or name, role=name, parameters=parameters(role), calculator=calculator, temperature=temperature,
@@ -61,21 +61,22 @@ def evaluate(out, inputs, *, seed, how, log, roles, task, splits=('test',), coun
               examples=[dict(question=r['question'], answer=r['gold'], prediction=r['texts'][0], right=r['grades'][0] > 0) for r in first[:SHOWN]])
 
 
-def _answer(out, role, params, task, examples, *, part, settings, seed, done, total, log) -> int:
+def _answer(out, role, share, task, examples, *, part, settings, seed, done, total, log) -> int:
   out.mkdir(exist_ok=True)
   count = -(-len(examples) // part)
-  for index in range(count):
+  first = done
+  for index in share.todo(out, count):
     chosen = examples[index * part:(index + 1) * part]
     log.progress(done, total, unit='questions')
-    if not shards.has_part(out, index, count):
-      texts, _ = sample.write(role, params, [task.prompt(e) for e in chosen], [keys.id_from_text(e['id']) for e in chosen], jax.random.key(seed),
-                              **settings)
-      rows = [dict(id=e['id'], question=e['question'], gold=task.answer(e), texts=[t['text'] for t in several],
-                   grades=[float(task.grade(e, t['text'])) for t in several]) for e, several in zip(chosen, texts)]
-      shards.write_part(out, index, count, {'prediction': [json.dumps(row, ensure_ascii=False) for row in rows]})
+    texts, _ = sample.write(role, role.params, [task.prompt(e) for e in chosen], [keys.id_from_text(e['id']) for e in chosen],
+                            jax.random.key(seed), **settings)
+    rows = [dict(id=e['id'], question=e['question'], gold=task.answer(e), texts=[t['text'] for t in several],
+                 grades=[float(task.grade(e, t['text'])) for t in several]) for e, several in zip(chosen, texts)]
+    share.write(out, index, count, {'prediction': [json.dumps(row, ensure_ascii=False) for row in rows]})
     done += len(chosen)
+  done = first + len(examples)
   log.progress(done, total, unit='questions')
-  shards.finish(out, count=count, fingerprints={'role': role.fingerprint}, kind='predictions')
+  parts_lib.finish(out, count=count, fingerprints={'role': role.fingerprint}, kind='predictions')
   return done
 
 

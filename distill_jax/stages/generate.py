@@ -5,11 +5,10 @@ from typing import Any, Mapping
 import jax
 import numpy as np
 
-from distill_jax.core import keys, mesh as mesh_lib
-from distill_jax.data import shards
+from distill_jax.core import keys
 from distill_jax.decode import sample
-from distill_jax.stages import records
-from distill_jax.stages.roles import load_role
+from distill_jax.stages import parts as parts_lib, records
+from distill_jax.stages.roles import load_roles
 from distill_jax.tasks.gsm8k import recorded as read_recorded
 from distill_jax.tasks.overlap import overlap
 
@@ -20,7 +19,7 @@ def generate(out, inputs, *, seed, how, log, task, roles=None, split='train', co
 
   roles: teacher.  recorded: a file of completions somebody else's teacher wrote, instead of a teacher; its questions are matched to
   the split's by their text.  calculator: let the task's calculator write what it can.  count: first questions only.
-  held_out: the split whose overlap with the generated text is counted.  how: batch, mesh.
+  held_out: the split whose overlap with the generated text is counted.  how: batch, mesh, rules; groups of hosts take parts in turn.
   """
   if (recorded is None) == (not roles):
     raise ValueError("generate: give either roles=dict(teacher='...') or recorded='FILE'")
@@ -33,7 +32,9 @@ def generate(out, inputs, *, seed, how, log, task, roles=None, split='train', co
     facts = _enter(out, task, examples, recorded, part, log)
   else:
     named = roles['teacher'].get('load', 'a fresh model')
-    facts = _write(out, task, examples, load_role(roles['teacher'], seed=seed), named=named, part=part, how=how, log=log, seed=seed, settings=dict(
+    share = parts_lib.share(how)
+    role = load_roles({'teacher': roles['teacher']}, share.mesh, how, seed=seed)['teacher']
+    facts = _write(out, task, examples, role, share, named=named, part=part, how=how, log=log, seed=seed, settings=dict(
         samples=samples, temperature=temperature, top_p=top_p, top_k=top_k, max_new_tokens=max_new_tokens, stop=tuple(stop),
         writer=task.writer if calculator else None))
   texts = records.read(out)
@@ -51,28 +52,24 @@ def _overlap(texts, tested, held_out):
   return dict(held_out=held_out, count=short['count'], of=short['total'], n=13, examples=short['examples'], count_of_30_words=long['count'])
 
 
-def _write(out, task, examples, role, *, named, part, how, log, seed, settings):
-  mesh = mesh_lib.make_mesh(how.get('mesh'))
-  params = jax.device_put(role.params, mesh_lib.replicated(mesh))
+def _write(out, task, examples, role, share, *, named, part, how, log, seed, settings):
   count = max(-(-len(examples) // part), 1)
   prompts = [task.prompt(e) for e in examples]
   # one prompt length for all parts: which part a question lies in then changes nothing, and there is one compiled shape
   longest = max(len(ids) for ids in role.text.encode_many(prompts)) + 1
   cut, total = 0, len(examples) * settings['samples']
-  for index in range(count):
+  for index in share.todo(out, count):
     chosen = slice(index * part, (index + 1) * part)
     log.progress(min(index * part, len(examples)) * settings['samples'], total, unit='texts')
-    if shards.has_part(out, index, count):
-      continue
     ids = [keys.id_from_text(e['id']) for e in examples[chosen]]
-    texts, stats = sample.write(role, params, prompts[chosen], ids, jax.random.key(seed), batch=how.get('batch', 64), length=-(-longest // 16) * 16,
-                                mesh=mesh, **settings)
+    texts, stats = sample.write(role, role.params, prompts[chosen], ids, jax.random.key(seed), batch=how.get('batch', 64), length=-(-longest // 16) * 16,
+                                mesh=share.mesh, **settings)
     cut += stats['cut_prompts']
     rows = [records.record(e, p, t['text'], sample=n, tokens=len(t['tokens']), logp=t['logp'], finished=t['finished'])
             for e, p, several in zip(examples[chosen], prompts[chosen], texts) for n, t in enumerate(several)]
-    shards.write_part(out, index, count, records.columns(rows))
+    share.write(out, index, count, records.columns(rows))
   log.progress(total, total, unit='texts')
-  shards.finish(out, count=count, fingerprints={'teacher': role.fingerprint, 'tokenizer': role.text.fingerprint}, kind='texts')
+  parts_lib.finish(out, count=count, fingerprints={'teacher': role.fingerprint, 'tokenizer': role.text.fingerprint}, kind='texts')
   return dict(teacher=f'{named} (fingerprint {role.fingerprint})', cut_prompts=cut)
 
 
@@ -90,13 +87,12 @@ def _enter(out, task, examples, recorded, part, log):
   if not rows:
     raise ValueError(f'{recorded}: none of its {unknown} questions is in this split of the task; look at split= and at the source')
   rows.sort(key=lambda r: (r['id'], r['sample']))
-  count = -(-len(rows) // (part * 4))
-  for index in range(count):
+  count, share = -(-len(rows) // (part * 4)), parts_lib.share({})
+  for index in share.todo(out, count):
     log.progress(index, count, unit='parts')
-    if not shards.has_part(out, index, count):
-      shards.write_part(out, index, count, records.columns(rows[index * part * 4:(index + 1) * part * 4]))
+    share.write(out, index, count, records.columns(rows[index * part * 4:(index + 1) * part * 4]))
   log.progress(count, count, unit='parts')
-  shards.finish(out, count=count, fingerprints={}, kind='texts')
+  parts_lib.finish(out, count=count, fingerprints={}, kind='texts')
   notes = [f'{unknown} recorded completions answer questions that are not in the split'] if unknown else []
   return dict(teacher=f'recorded in {recorded}', unknown=unknown, notes=notes)
 

@@ -5,12 +5,12 @@ from typing import Any, Mapping
 import jax
 import numpy as np
 
-from distill_jax.core import keys, marks, mesh as mesh_lib, tree
+from distill_jax.core import hosts, keys, marks, mesh as mesh_lib, tree
 from distill_jax.core.types import Role
 from distill_jax.data import cache as cache_lib, codec, draws, feed, rows as rows_lib, shards
 from distill_jax.methods import METHODS
-from distill_jax.stages import records
-from distill_jax.stages.roles import load_role
+from distill_jax.stages import parts as parts_lib, records
+from distill_jax.stages.roles import layout, load_roles
 from distill_jax.train.step import LABEL_KEY
 
 PLAIN = ('tokens', 'targets', 'weights')
@@ -39,11 +39,13 @@ def label(out, inputs, *, seed, how, log, roles, method, task=None, split='train
   roles: all of the method's; those in `trained` only say what is labelled for.  dtype: of float labels in the shards ('float16' halves them).
   cache: keywords of data.cache.Cache, for top-k labels: codec 'raw' or 'compact', mass, nats, draws (which need the method's k to be the
   whole vocabulary). A compact cache keeps no labels of targets under weight 0.
-  The method refuses when its labels read memory or a trained role.  how: batch, mesh.
+  The method refuses when its labels read memory or a trained role.  how: batch, mesh, rules, role_rules; groups of hosts take parts in turn.
   """
   cache = cache_lib.make_cache(**(cache or {}))
   task = records.make_task(task) if task is not None else None
-  loaded = {name: load_role(definition, seed=seed) for name, definition in roles.items()}
+  share = parts_lib.share(how)
+  mesh, batch = share.mesh, how.get('batch', 32)
+  loaded = load_roles(roles, mesh, how, seed=seed)
   text = loaded['student'].text if 'student' in loaded else next(iter(loaded.values())).text
   made = make_method(method, loaded, task=task, text=text)
   if made.label is None or not made.early:
@@ -53,25 +55,21 @@ def label(out, inputs, *, seed, how, log, roles, method, task=None, split='train
   rows = [row for path in data.values() for row in records.read(path)] if data else records.people(task, split, count)
   fitted = rows_lib.fit(records.render(text, rows, target=target, task=task, loss_on_prompt=loss_on_prompt), length=length, overlong=overlong)
   examples = sorted(fitted.examples, key=lambda e: tuple(e['id']))
-  mesh = mesh_lib.make_mesh(how.get('mesh'))
-  batch = how.get('batch', 32)
   feed.check_batch(batch, mesh, 1)
-  params = {name: jax.device_put(role.params, mesh_lib.replicated(mesh)) for name, role in loaded.items() if name not in trained}
-  say = _saying(made, cache, seed)
+  params = {name: role.params for name, role in loaded.items() if name not in trained}
+  say = _saying(made, cache, seed, mesh, layout(how))
   vocab_size = max([text.vocab_size, *[(loaded[name].model.config or {}).get('vocab_size', 0) for name in params]])
   parts, began, kept = max(-(-len(examples) // part), 1), time.perf_counter(), []
-  for index in range(parts):
+  for index in share.todo(out, parts):
     log.progress(index * part, len(examples), unit='examples')
-    if shards.has_part(out, index, parts):
-      continue
     chosen = examples[index * part:(index + 1) * part]
     labels = _label_part(say, params, chosen, length=length, batch=batch, mesh=mesh,
                          dtype='float32' if cache.codec == codec.NAME else dtype)
     labels = _keep(labels, chosen, cache, method=method['method'], vocab_size=vocab_size)
-    shards.write_part(out, index, parts, {'id': np.stack([e['id'] for e in chosen]), **{k: [e[k] for e in chosen] for k in PLAIN}, **labels})
+    share.write(out, index, parts, {'id': np.stack([e['id'] for e in chosen]), **{k: [e[k] for e in chosen] for k in PLAIN}, **labels})
   log.progress(len(examples), len(examples), unit='examples')
   made_by = {**fingerprints(loaded, trained), 'labels': marks.canonical(made.label_settings), 'method': str(sorted(method.items()))}
-  shards.finish(out, count=parts, fingerprints=made_by, kind='labels', codec=cache_lib.stamp(cache, vocab_size=vocab_size))
+  parts_lib.finish(out, count=parts, fingerprints=made_by, kind='labels', codec=cache_lib.stamp(cache, vocab_size=vocab_size))
   opened = shards.open_shards(out)
   tokens = sum(len(e['tokens']) for e in examples)
   summary = dict(kind='label', rows=len(examples), tokens=tokens, dropped=fitted.dropped, cut=fitted.cut, k=method.get('k'),
@@ -92,9 +90,13 @@ def _mass(ids_LK, logps_LK, weights_L):
   return np.where(ids_LK >= 0, np.exp(np.asarray(logps_LK, np.float32)), 0).sum(-1)[told]
 
 
-def _saying(method, cache, seed):
+def _saying(method, cache, seed, mesh, rules):
   """The jitted labels of a batch: those of the method, or random draws from them, which follow the ids of the rows."""
   def say(params, rows):
+    with mesh_lib.on(mesh, rules):
+      return labels(params, rows)
+
+  def labels(params, rows):
     said = method.label(params, rows, jax.random.key(LABEL_KEY))
     if cache.draws is None:
       return said
@@ -143,7 +145,7 @@ def _label_part(say, params, examples, *, length, batch, mesh, dtype) -> dict[st
   for start in range(0, len(order), batch):
     numbers = order[start:start + batch]
     filled = numbers + [numbers[-1]] * (batch - len(numbers))
-    said = jax.device_get(say(params, feed.put(rows.batch(filled), mesh)))
+    said = hosts.to_host(say(params, feed.put(rows.batch(filled), mesh)))
     if isinstance(said, tuple):
       said, mass_BL = said
       if mass_BL.min() < 1 - 1e-4:

@@ -23,7 +23,7 @@ def layout(how: Mapping[str, Any], name: str | None = None):
 
 def load_roles(definitions: Mapping[str, Any], mesh, how: Mapping[str, Any], *, seed: int = 0, texts: Iterable[str] | None = None) -> dict[str, Role]:
   """`load_role` of each, its weights laid out on the mesh by the rules of `how`."""
-  return {name: load_role(one, seed=seed, texts=texts, mesh=mesh, rules=layout(how, name), own=name in how.get('role_rules', {}))
+  return {name: load_role(one, seed=seed, texts=texts, mesh=mesh, rules=layout(how, name), own=bool(how.get('rules')) or name in how.get('role_rules', {}))
           for name, one in definitions.items()}
 
 
