@@ -88,6 +88,17 @@ def _say_error(error: BaseException, prefix: str = ''):
 
 
 def main(argv) -> int:
+  """Exit code, after a goodbye to the other processes of the run."""
+  code = run(argv)
+  hosts.leave(code)
+  if code and hosts.count() > 1:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)      # an orderly shutdown would wait for processes that are ending as well
+  return code
+
+
+def run(argv) -> int:
   """Exit code: 0 all done, 1 an error, 2 a wrong command, 75 preempted (run it again), 130 interrupted."""
   if len(argv) > 1:
     print(f'unknown argument {argv[1]!r}; flags begin with --', file=sys.stderr)

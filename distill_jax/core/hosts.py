@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from distill_jax.core import peers
+
 # variables that say a launcher has started several processes
 _LAUNCHERS = (('SLURM_NTASKS', 'SLURM_PROCID'), ('OMPI_COMM_WORLD_SIZE', 'OMPI_COMM_WORLD_RANK'), ('JAX_NUM_PROCESSES', 'JAX_PROCESS_ID'))
-BEAT = 30      # seconds without a sign of life after which the others stop
 
 
 def start(coordinator: str | None = None, processes: int | None = None, process: int | None = None, *, timeout: int = 120) -> None:
@@ -44,10 +45,30 @@ def start(coordinator: str | None = None, processes: int | None = None, process:
   if os.environ.get('JAX_PLATFORMS') == 'cpu':
     jax.config.update('jax_cpu_collectives_implementation', 'gloo')
   try:
-    jax.distributed.initialize(coordinator, processes, process, initialization_timeout=timeout, heartbeat_timeout_seconds=BEAT)
+    jax.distributed.initialize(coordinator, processes, process, initialization_timeout=timeout)
   except RuntimeError as error:
     raise ConnectionError(f'many processes: process {process} of {processes} could not join the others through {coordinator} within '
                           f'{timeout} s ({str(error).splitlines()[0]}). Are all {processes} started, and is that address right?') from error
+  _watch(coordinator.rpartition(':')[0] if coordinator else None)
+
+
+_WATCH: list[peers.Watch] = []
+
+
+def _watch(leader: str | None) -> None:
+  """From here on a process that goes away ends the others."""
+  watch = peers.Watch(jax.process_index(), jax.process_count(), peers.stop)
+  host, port = broadcast([leader or socket.gethostname(), watch.serve()] if lead() else None)
+  if not lead():
+    watch.join(host, port)
+  _WATCH.append(watch)
+
+
+def leave(code: int) -> None:
+  """Says goodbye to the other processes, so that they know why this one ends; a failure ends them too."""
+  for watch in _WATCH:
+    watch.leave(code)
+  _WATCH.clear()
 
 
 def _number(name: str) -> int | None:
@@ -128,7 +149,8 @@ def agreement():
   mesh = Mesh(devices, ('all',))
   spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('all'))
   everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-  bits = jax.jit(lambda x: jnp.bitwise_or.reduce(x), out_shardings=everywhere)
+  # bit by bit a maximum, since not every backend reduces over devices by 'or'
+  bits = jax.jit(lambda x: sum(jnp.max(x & (1 << bit)) for bit in range(4)), out_shardings=everywhere)
 
   def agree(value: int):
     return bits(jax.make_array_from_callback((len(devices),), spread, lambda index: np.full(1, value, np.int32)))
