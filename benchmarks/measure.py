@@ -14,8 +14,8 @@ def torch_twin(config: dict):
   """The same shape in transformers."""
   import transformers
   return transformers.GPT2LMHeadModel(transformers.GPT2Config(
-      vocab_size=config['vocab_size'], n_embd=config['width'], n_layer=config['layers'], n_head=config['heads'], n_positions=config['max_length'],
-      resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=None))
+      vocab_size=config['vocab_size'], n_embd=config['width'], n_layer=config['layers'], n_head=config['heads'],
+      n_positions=config['max_length'], resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=None))
 
 
 def interleave(runs: dict, count: int) -> dict[str, list[float]]:

@@ -1,9 +1,9 @@
 """Sampling against transformers.generate, and against the floor: the bytes a step must read over what this machine's memory gives.
 
 Part of `python -m benchmarks.run` (--only=sample, greedy, eight, floor).
-sample, greedy: 8 x 512, vocabulary 32,000, 16 prompts of 32 tokens, 128 new ones.  eight: the bundled teacher, 8 samples of each of 48 bundled
-questions, prompts and answers of all lengths; theirs in batches of 8 questions with num_return_sequences=8, ours through 64 rows; only tokens up
-to the end of a text count.  floor: a step of `sample`.
+sample, greedy: 8 x 512, vocabulary 32,000, 16 prompts of 32 tokens, 128 new ones.  eight: the bundled teacher, 8 samples of each of 48
+bundled questions, prompts and answers of all lengths; theirs in batches of 8 questions with num_return_sequences=8, ours through 64 rows;
+only tokens up to the end of a text count.  floor: a step of `sample`.
 """
 import statistics
 import tempfile
@@ -33,12 +33,13 @@ def side_by_side(count: int, quick: bool, *, greedy: bool) -> dict:
 
   def generate():
     with torch.no_grad():
-      return theirs.generate(told, attention_mask=torch.ones_like(told), max_new_tokens=new, min_new_tokens=new, do_sample=not greedy, top_k=0,
-                             pad_token_id=0)
+      return theirs.generate(told, attention_mask=torch.ones_like(told), max_new_tokens=new, min_new_tokens=new,
+                             do_sample=not greedy, top_k=0, pad_token_id=0)
   seconds = measure.interleave({'ours': ours, 'transformers': generate}, count)
   median = {name: statistics.median(values) for name, values in seconds.items()}
-  return dict(name=f'{"greedy" if greedy else "sampled"} text, tokens/s', ours=rows * new / median['ours'], other=rows * new / median['transformers'],
-              against='transformers.generate', ratio=measure.ratio(seconds, 'transformers', 'ours'), goal=1.6)
+  return dict(name=f'{"greedy" if greedy else "sampled"} text, tokens/s', ours=rows * new / median['ours'],
+              other=rows * new / median['transformers'], against='transformers.generate',
+              ratio=measure.ratio(seconds, 'transformers', 'ours'), goal=1.6)
 
 
 def _ours(config: dict, rows: int, prompt: int, new: int, greedy: bool):
@@ -74,8 +75,8 @@ def eight(count: int, quick: bool) -> dict:
   useful = {'ours': [], 'transformers': []}
 
   def ours():
-    _, stats = sample.write(role, role.params, prompts, ids, jax.random.key(0), max_new_tokens=new, samples=samples, temperature=0.7, batch=asked * samples,
-                            length=longest)
+    _, stats = sample.write(role, role.params, prompts, ids, jax.random.key(0), max_new_tokens=new, samples=samples, temperature=0.7,
+                            batch=asked * samples, length=longest)
     useful['ours'].append(stats['tokens'])
 
   def generate():
@@ -83,8 +84,9 @@ def eight(count: int, quick: bool) -> dict:
     for at in range(0, questions, asked):
       told = tokenizer(prompts[at:at + asked], return_tensors='pt', padding=True, add_special_tokens=False)
       with torch.no_grad():
-        out = theirs.generate(input_ids=told['input_ids'], attention_mask=told['attention_mask'], max_new_tokens=new, do_sample=True, temperature=0.7, top_k=0,
-                              num_return_sequences=samples, eos_token_id=role.text.eos_id, pad_token_id=role.text.pad_id)
+        out = theirs.generate(input_ids=told['input_ids'], attention_mask=told['attention_mask'], max_new_tokens=new, do_sample=True,
+                              temperature=0.7, top_k=0, num_return_sequences=samples, eos_token_id=role.text.eos_id,
+                              pad_token_id=role.text.pad_id)
       written = out[:, told['input_ids'].shape[1]:].numpy()
       ends = written == role.text.eos_id
       total += int(np.where(ends.any(1), ends.argmax(1) + 1, written.shape[1]).sum())
@@ -108,5 +110,5 @@ def floor(count: int, quick: bool) -> dict:
   params = jax.eval_shape(MODELS['transformer'](**config).init, jax.random.key(0))
   read = 4 * (sum(x.size for x in jax.tree.leaves(params)) + 2 * config['layers'] * rows * config['width'] * (prompt + new / 2))
   step = statistics.median(seconds['ours']) / new
-  return dict(name='a step, times the floor', ours=step / (read / bandwidth), other=None, against=f'{read / 1e6:,.0f} MB at {bandwidth / 1e9:.1f} GB/s',
-              ratio=None, goal=1.0)
+  return dict(name='a step, times the floor', ours=step / (read / bandwidth), other=None,
+              against=f'{read / 1e6:,.0f} MB at {bandwidth / 1e9:.1f} GB/s', ratio=None, goal=1.0)

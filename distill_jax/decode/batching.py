@@ -16,7 +16,7 @@ from distill_jax.decode import loop, pool as pool_lib, watch
 TURN = 16          # tokens of a turn
 SHORTEST = 48      # narrowest width at which prompts are read, tokens
 NARROWEST = 64     # narrowest width at which rows are taken, slots
-CACHE_SHARE = 4    # a turn reads at least so many times the bytes of the weights from its caches, where the pool is large enough
+CACHE_SHARE = 2    # a turn reads at least so many times the bytes of the weights from its caches, where the pool is large enough
 
 
 class Written(NamedTuple):
@@ -38,8 +38,8 @@ class Row:
 
 
 class Shapes(NamedTuple):
-  """What is compiled. rows: of the pool; reads: widths of prompts, the longest last; widths: slots that are taken, all of a row last; taken:
-  rows of a turn, None for all as they lie; prompts: read at a time."""
+  """What is compiled. rows: of the pool; reads: widths of prompts, the longest last; widths: slots that are taken, all of a row last;
+  taken: rows of a turn, None for all as they lie; prompts: read at a time."""
   rows: int
   reads: tuple[int, ...]
   widths: tuple[int, ...]
@@ -61,7 +61,7 @@ def fit(length: int, sizes: Sequence[int]) -> int:
 
 
 def shapes(model, settings, params, mesh, *, batch: int, longest: int, texts: int) -> Shapes:
-  """For `batch` rows, fewer where there are not so many `texts`, and prompts of up to `longest` tokens that are read before the last one."""
+  """For `batch` rows, fewer where there are not so many `texts`, and prompts of up to `longest` tokens besides the last one."""
   N, pieces = settings.samples, 1 if mesh is None else mesh_lib.row_count(mesh)
   whole = lambda count: -(-max(count, 1) // pieces) * pieces
   few = 1 << (max(texts, 16) - 1).bit_length()
@@ -77,14 +77,15 @@ def shapes(model, settings, params, mesh, *, batch: int, longest: int, texts: in
   return Shapes(rows, reads, widths, taken, whole(rows // (4 * N)))
 
 
-def run(static, params, ready, prompts: Sequence[Sequence[int]], ids: Sequence[np.ndarray], key, *, shared, offset: int, sizes: Shapes, place: Callable,
-        watching: Callable[[], watch.Watch | None], writer: Callable[[str], str] | None) -> Iterator[Written]:
+def run(static, params, ready, prompts: Sequence[Sequence[int]], ids: Sequence[np.ndarray], key, *, shared, offset: int, sizes: Shapes,
+        place: Callable, watching: Callable[[], watch.Watch | None], writer: Callable[[str], str] | None) -> Iterator[Written]:
   """Yields every text of every prompt as it ends, long prompts first.
 
   static: (model, settings, mesh); params read the prompts, `ready` the tokens; shared: cache of `offset` tokens that stand before all.
   """
   N = static[1].samples
-  waiting = [(i, n) for i in sorted(range(len(prompts)), key=lambda i: (fit(len(prompts[i]) - 1, sizes.reads), -i)) for n in reversed(range(N))]      # its end is next
+  order = sorted(range(len(prompts)), key=lambda i: (fit(len(prompts[i]) - 1, sizes.reads), -i))
+  waiting = [(i, n) for i in order for n in reversed(range(N))]      # its end is next
   held: dict[int, Row] = {}
   free = list(range(sizes.rows))
   pool = _make(*static, sizes.rows + (sizes.taken is not None), sizes.widths[-1])      # one row more, for nobody, where rows are taken
@@ -113,8 +114,9 @@ def _next(waiting: list, prompts, free: int, sizes: Shapes, N: int) -> list[tupl
   """Takes the next texts from the end of `waiting`: of prompts that are read at one width, as many as fit."""
   chosen: list[tuple[int, int]] = []
   width = lambda i: fit(len(prompts[i]) - 1, sizes.reads)
-  while waiting and len(chosen) < min(free, sizes.prompts * N) and width(waiting[-1][0]) == width(chosen[0][0] if chosen else waiting[-1][0]):
-    if len({i for i, _ in chosen} | {waiting[-1][0]}) > sizes.prompts:
+  while waiting and len(chosen) < min(free, sizes.prompts * N):
+    i = waiting[-1][0]
+    if len({i, *(j for j, _ in chosen)}) > sizes.prompts or chosen and width(i) != width(chosen[0][0]):
       break
     chosen.append(waiting.pop())
   return chosen
@@ -124,7 +126,8 @@ def _arrays(chosen, rows, prompts, ids, sizes: Shapes, N: int, pad_id: int, plac
   """(before, lengths, last, ids of the prompts; rows, source, sample) as `pool.read` and `pool.lay` take them."""
   wanted = list(dict.fromkeys(i for i, _ in chosen))
   width, M, F = fit(len(prompts[wanted[0]]) - 1, sizes.reads), sizes.prompts, sizes.prompts * N
-  before, lengths, last, ids_M2 = np.full((M, width), pad_id, np.int32), np.zeros(M, np.int32), np.zeros(M, np.int32), np.zeros((M, 2), np.uint32)
+  before, ids_M2 = np.full((M, width), pad_id, np.int32), np.zeros((M, 2), np.uint32)
+  lengths, last = np.zeros(M, np.int32), np.zeros(M, np.int32)
   for m, i in enumerate(wanted):
     lengths[m], last[m], ids_M2[m] = len(prompts[i]) - 1, prompts[i][-1], ids[i]
     before[m, :lengths[m]] = prompts[i][:-1]

@@ -155,9 +155,9 @@ def _choose(settings: Settings, logits_RV: Array, state: Progress) -> Array:
 
 def axes_of(model: Model, settings: Settings):
   """The Axes of each array of the model's cache: those that grow with the number of rows, and with the number of slots."""
-  shapes = [jax.eval_shape(lambda rows=rows, slots=slots: model.cache(rows, slots, settings.cache_dtype)) for rows, slots in ((1, 8), (2, 8), (1, 16))]
+  shape = lambda rows, slots: jax.eval_shape(lambda: model.cache(rows, slots, settings.cache_dtype))
   grown = lambda a, b: next((i for i, (m, n) in enumerate(zip(a.shape, b.shape)) if m != n), -1)
-  return jax.tree.map(lambda one, rows, slots: Axes(grown(one, rows), grown(one, slots)), *shapes)
+  return jax.tree.map(lambda one, rows, slots: Axes(grown(one, rows), grown(one, slots)), shape(1, 8), shape(2, 8), shape(1, 16))
 
 
 def split_cache(cache, axes, mesh: Mesh | None):

@@ -59,8 +59,8 @@ def read(model: Model, settings: Settings, mesh: Mesh | None, slots: int, params
   return jax.tree.map(lambda x, axes: loop.pad(x, axes.slot, slots - W), loop.with_shared(cache, None), axes)
 
 
-def lay(model: Model, settings: Settings, mesh: Mesh | None, pool: Pool, cache, offset, lengths_M: Array, last_M: Array, ids_M2: Array, key: Array,
-        rows_F: Array, source_F: Array, sample_F: Array) -> Pool:
+def lay(model: Model, settings: Settings, mesh: Mesh | None, pool: Pool, cache, offset, lengths_M: Array, last_M: Array, ids_M2: Array,
+        key: Array, rows_F: Array, source_F: Array, sample_F: Array) -> Pool:
   """Rows `rows` of the pool begin anew: row f with prompt source[f] of `cache` and the key of its sample number sample[f]. A row past the
   end of the pool is nobody's."""
   axes = loop.axes_of(model, settings)
@@ -93,12 +93,13 @@ def take(model: Model, settings: Settings, mesh: Mesh | None, width: int, turn: 
   pick = lambda x: x if rows_G is None else x[rows_G]
   count = live_G.shape[0]
   return loop.split_rows(Progress(
-      step=jnp.zeros((), jnp.int32), last_R=pick(pool.last_R), position_R=pick(pool.position_R), number_R=pick(pool.number_R), ended_R=~live_G,
-      key_R=pick(pool.key_R), tokens_RT=jnp.full((count, turn), settings.pad_id, jnp.int32), logps_RT=jnp.zeros((count, turn), jnp.float32),
-      cache=cache), axes, mesh)
+      step=jnp.zeros((), jnp.int32), last_R=pick(pool.last_R), position_R=pick(pool.position_R), number_R=pick(pool.number_R),
+      ended_R=~live_G, key_R=pick(pool.key_R), tokens_RT=jnp.full((count, turn), settings.pad_id, jnp.int32),
+      logps_RT=jnp.zeros((count, turn), jnp.float32), cache=cache), axes, mesh)
 
 
-def put(model: Model, settings: Settings, mesh: Mesh | None, width: int, turn: int, pool: Pool, rows_G: Array | None, state: Progress) -> Pool:
+def put(model: Model, settings: Settings, mesh: Mesh | None, width: int, turn: int, pool: Pool, rows_G: Array | None,
+        state: Progress) -> Pool:
   """The pool with what its rows became in their turn."""
   axes = loop.axes_of(model, settings)
   used_G = pool.used_R if rows_G is None else pool.used_R[rows_G]

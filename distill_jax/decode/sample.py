@@ -69,8 +69,8 @@ def write(role: Role, params, prompts: Sequence[str], ids: Sequence[np.ndarray],
   sizes = batching.shapes(static[0], settings, params, mesh, batch=batch, longest=longest - 1, texts=len(prompts) * samples)
   texts: list[list[Any]] = [[None] * samples for _ in prompts]
   done, tokens = 0, 0
-  for out in batching.run(static, params, _ready(static[0], params), rest, ids, key, shared=shared.cache, offset=shared.length, sizes=sizes, place=place,
-                          watching=lambda: watch.Watch(pieces, stop) if pieces else None, writer=writer):
+  for out in batching.run(static, params, _ready(static[0], params), rest, ids, key, shared=shared.cache, offset=shared.length, sizes=sizes,
+                          place=place, watching=lambda: watch.Watch(pieces, stop) if pieces else None, writer=writer):
     texts[out.prompt][out.sample] = _finish(text, settings, out, stop)
     tokens += len(out.tokens)
     if all(texts[out.prompt]):
@@ -78,8 +78,8 @@ def write(role: Role, params, prompts: Sequence[str], ids: Sequence[np.ndarray],
       if progress is not None:
         progress(done)
   seconds = time.perf_counter() - began
-  return texts, dict(prompts=len(prompts), texts=len(prompts) * samples, tokens=tokens, cut_prompts=cut, shared_tokens=shared.length, seconds=seconds,
-                     tokens_per_second=tokens / seconds)
+  return texts, dict(prompts=len(prompts), texts=len(prompts) * samples, tokens=tokens, cut_prompts=cut, shared_tokens=shared.length,
+                     seconds=seconds, tokens_per_second=tokens / seconds)
 
 
 def _finish(text, settings: Settings, out: batching.Written, stop) -> dict:
@@ -88,8 +88,8 @@ def _finish(text, settings: Settings, out: batching.Written, stop) -> dict:
   shown = watch.cut_at(whole, stop)
   ended = bool(out.tokens) and out.tokens[-1] == settings.eos_id
   reason = 'stop' if out.stopped or shown != whole else 'eos' if ended else 'length'
-  return dict(text=shown, tokens=np.asarray(out.tokens, np.int32), logp=float(np.sum(out.logps, dtype=np.float64)), finished=reason != 'length',
-              reason=reason)
+  return dict(text=shown, tokens=np.asarray(out.tokens, np.int32), logp=float(np.sum(out.logps, dtype=np.float64)),
+              finished=reason != 'length', reason=reason)
 
 
 class Shared(NamedTuple):

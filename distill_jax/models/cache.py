@@ -28,17 +28,18 @@ def empty(config: Mapping[str, Any], rows: int, length: int, dtype=None) -> dict
   layers, shape = range(config['layers']), (rows, config['kv_heads'], length)
   cache = dict(
       {name: tuple(jnp.zeros((*shape, config['head_dim']), dtype) for _ in layers) for name in 'kv'},
-      segments=jnp.zeros((rows, length), jnp.int32), positions=jnp.zeros((rows, length), jnp.int32), index=jnp.zeros((), jnp.int32), shared=None)
+      segments=jnp.zeros((rows, length), jnp.int32), positions=jnp.zeros((rows, length), jnp.int32),
+      index=jnp.zeros((), jnp.int32), shared=None)
   if dtype == jnp.int8:
     cache |= {f'{name}_scale': tuple(jnp.zeros(shape, jnp.float32) for _ in layers) for name in 'kv'}
   return cache
 
 
 def places(cache: Mapping[str, Any], segments_BT: Array, positions_BT: Array) -> dict:
-  """`segments` and `positions` of the cache with those of this call in their slots, and the index behind them."""
+  """`segments` and `positions` of the cache with those of this call in their slots."""
   at = (0, cache['index'])
   put = lambda held, new: jax.lax.dynamic_update_slice(held, new.astype(jnp.int32), at)
-  return dict(segments=put(cache['segments'], segments_BT), positions=put(cache['positions'], positions_BT), index=cache['index'] + segments_BT.shape[1])
+  return dict(segments=put(cache['segments'], segments_BT), positions=put(cache['positions'], positions_BT))
 
 
 def layer(cache: Mapping[str, Any], number: int) -> dict:
@@ -48,7 +49,7 @@ def layer(cache: Mapping[str, Any], number: int) -> dict:
 
 
 def store(held: Mapping[str, Any], index: Array, k_BKTC: Array, v_BKTC: Array):
-  """This call's keys and values in their slots of a layer -> (all keys, all values, further arguments of `attend`, what is kept by name)."""
+  """This call's keys and values in their slots of a layer -> (all keys, all values, more of `attend`, what is kept)."""
   kept, more = {}, {}
   for name, new in dict(k=k_BKTC, v=v_BKTC).items():
     if f'{name}_scale' in held:

@@ -180,7 +180,7 @@ def _apply(config: Mapping[str, Any], params, batch: Mapping[str, Any], *, key_B
   if cache is None:
     masks = _masks(slots, slots[None], segments, dict(segments=segments, positions=slots[None]), config['window'])
   else:
-    cache = {**cache, **cache_lib.places(cache, segments, positions), 'index': start}
+    cache = {**cache, **cache_lib.places(cache, segments, positions)}
     masks = _masks(slots, positions, segments, cache, config['window'])
   turn = parts.rotary(positions, config['head_dim'], config['rope_theta']) if config['positions'] == 'rope' else None
 

@@ -24,11 +24,11 @@ def pass_at(n: int, c: int, k: int) -> float:
 
 
 def evaluate(out, inputs, *, seed, how, log, roles, task, splits=('test',), count=None, samples=1, temperature=0.0, top_p=1.0, top_k=0, ks=(1,),
-             max_new_tokens=160, calculator=False, stop=(), part=256, title=None) -> dict[str, Any]:
+             max_new_tokens=160, calculator=False, stop=(), cache_dtype=None, part=256, title=None) -> dict[str, Any]:
   """Answers the questions of each split, in parts; a part that is there is not answered again.
 
   roles: exactly one.  accuracy: mean grade over samples, then over problems; pass@k for each k of `ks`; 95 % intervals by bootstrap over problems.
-  temperature 0: greedy.  how: batch, mesh, rules; groups of hosts take parts in turn.
+  temperature 0: greedy.  cache_dtype: of the decoding cache.  how: batch, mesh, rules; groups of hosts take parts in turn.
   """
   if len(roles) != 1:
     raise ValueError(f'evaluate: one role, got {sorted(roles)}')
@@ -41,7 +41,7 @@ def evaluate(out, inputs, *, seed, how, log, roles, task, splits=('test',), coun
   share = parts_lib.share(how)
   role = load_roles({name: definition}, share.mesh, how, seed=seed)[name]
   settings = dict(samples=samples, temperature=temperature, top_p=top_p, top_k=top_k, max_new_tokens=max_new_tokens, stop=tuple(stop),
-                  writer=task.writer if calculator else None, batch=how.get('batch', 64), mesh=share.mesh)
+                  writer=task.writer if calculator else None, cache_dtype=cache_dtype, batch=how.get('batch', 64), mesh=share.mesh)
   splits = [splits] if isinstance(splits, str) else list(splits)
   questions = {split: list(task.examples(split))[:count] for split in splits}
   if empty := [split for split in splits if not questions[split]]:

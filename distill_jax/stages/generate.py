@@ -14,12 +14,13 @@ from distill_jax.tasks.overlap import overlap
 
 
 def generate(out, inputs, *, seed, how, log, task, roles=None, split='train', count=None, samples=4, temperature=0.7, top_p=1.0, top_k=0,
-             max_new_tokens=160, calculator=False, stop=(), recorded=None, part=256, held_out='test') -> dict[str, Any]:
+             max_new_tokens=160, calculator=False, stop=(), cache_dtype=None, recorded=None, part=256, held_out='test') -> dict[str, Any]:
   """Writes `samples` texts for each question of `split`, in parts of `part` questions; a part that is there is not written again.
 
   roles: teacher.  recorded: a file of completions somebody else's teacher wrote, instead of a teacher; its questions are matched to
   the split's by their text.  calculator: let the task's calculator write what it can.  count: first questions only.
-  held_out: the split whose overlap with the generated text is counted.  how: batch, mesh, rules; groups of hosts take parts in turn.
+  held_out: the split whose overlap with the generated text is counted.  cache_dtype: of the decoding cache.
+  how: batch, mesh, rules; groups of hosts take parts in turn.
   """
   if (recorded is None) == (not roles):
     raise ValueError("generate: give either roles=dict(teacher='...') or recorded='FILE'")
@@ -36,7 +37,7 @@ def generate(out, inputs, *, seed, how, log, task, roles=None, split='train', co
     role = load_roles({'teacher': roles['teacher']}, share.mesh, how, seed=seed)['teacher']
     facts = _write(out, task, examples, role, share, named=named, part=part, how=how, log=log, seed=seed, settings=dict(
         samples=samples, temperature=temperature, top_p=top_p, top_k=top_k, max_new_tokens=max_new_tokens, stop=tuple(stop),
-        writer=task.writer if calculator else None))
+        cache_dtype=cache_dtype, writer=task.writer if calculator else None))
   texts = records.read(out)
   tested = [e['question'] for e in task.examples(held_out)] + [task.answer(e) for e in task.examples(held_out)]
   seconds = time.perf_counter() - began
@@ -55,7 +56,7 @@ def _overlap(texts, tested, held_out):
 def _write(out, task, examples, role, share, *, named, part, how, log, seed, settings):
   count = max(-(-len(examples) // part), 1)
   prompts = [task.prompt(e) for e in examples]
-  # one prompt length for all parts: which part a question lies in then changes nothing, and there is one compiled shape
+  # rows wide enough for the longest prompt of all parts, so that every part runs in the same compiled shapes
   longest = max(len(ids) for ids in role.text.encode_many(prompts)) + 1
   cut, total = 0, len(examples) * settings['samples']
   for index in share.todo(out, count):

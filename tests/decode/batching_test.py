@@ -15,7 +15,8 @@ from distill_jax.models.transformer import transformer
 SIZES = dict(vocab_size=258, width=16, layers=3, mlp_width=32, max_length=256)
 SHAPES = {
     'llama': dict(**SIZES, heads=4, kv_heads=2, pattern=('global', 'local'), window=9),
-    'gpt2': dict(**SIZES, heads=2, norm='layer', positions='learned', activation='gelu_tanh', gated=False, attention_bias=True, mlp_bias=True),
+    'gpt2': dict(**SIZES, heads=2, norm='layer', positions='learned', activation='gelu_tanh', gated=False, attention_bias=True,
+                 mlp_bias=True),
 }
 WORDS = ['ab', 'the quick brown fox', 'x', 'a long prompt ' * 4, '3*4', 'hello', 'one two three four', 'y' * 33, 'zz', 'last of all']
 NEW = 40
@@ -34,7 +35,8 @@ def network(kind):
 
 def write(kind, prompts=WORDS, **settings):
   settings = {'max_new_tokens': NEW, 'batch': 4, **settings}
-  return sample.write(toys.role(network(kind)[0]), network(kind)[1], prompts, [keys.content_id(p) for p in prompts], jax.random.key(1), **settings)
+  model, params = network(kind)
+  return sample.write(toys.role(model), params, prompts, [keys.content_id(p) for p in prompts], jax.random.key(1), **settings)
 
 
 def side_by_side(kind, prompts=WORDS, **settings):

@@ -156,7 +156,8 @@ def test_later_calls_compile_nothing(random):
   """Calls of one `length`, whatever the prompts."""
   settings = dict(samples=2, temperature=0.9, length=40)
   write(*random, PROMPTS, **settings)
-  compiled = lambda: [f._cache_size() for f in (batching._make, batching._read, batching._lay, batching._take, batching._advance, batching._put, sample._ready)]
+  jitted = (batching._make, batching._read, batching._lay, batching._take, batching._advance, batching._put, sample._ready)
+  compiled = lambda: [f._cache_size() for f in jitted]
   before = compiled()
   write(random[0], jax.tree.map(lambda x: x * 0.5, random[1]), PROMPTS[:3], seed=7, **settings)
   write(*random, [p + '?' for p in PROMPTS[:3]], **settings)

@@ -184,6 +184,24 @@ def test_decoding_with_a_cache_is_the_whole_forward(shape, dtype):
   assert out['cache']['index'] == 9
 
 
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+@all_shapes
+def test_params_made_ready_for_decoding_are_the_same_network(shape, dtype):
+  """Layer by layer and cast once: with a cache and without, and what leaves each block."""
+  model = transformer(**shape, dtype=dtype)
+  params = _params(model)
+  ready = model.ready(params)
+  assert 'layers' not in ready and len(ready['rest']) == shape['layers']
+  assert all(x.dtype == (dtype if x.ndim > 1 else 'float32') for x in jax.tree.leaves(ready))
+  batch = dict(tokens=tokens(0, 2, 7))
+  for how in (dict(want=('layers',)), dict(cache=model.cache(2, 9, None))):
+    one, two = apply(model, params, batch, **how), apply(model, ready, batch, **how)
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
+      np.testing.assert_allclose(np.asarray(a, np.float32), np.asarray(b, np.float32), atol=1e-5 if dtype == 'float32' else 0.1)
+  again = model.ready(ready)
+  assert jax.tree.structure(again) == jax.tree.structure(ready)
+
+
 def test_a_cache_may_be_of_another_dtype_and_keeps_it():
   model = transformer(**LLAMA)
   text = tokens(0, 2, 5)
