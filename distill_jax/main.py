@@ -20,6 +20,7 @@ from ml_collections import config_flags
 from distill_jax import pipeline
 from distill_jax.core import hosts
 from distill_jax.core import interrupt
+from distill_jax.core import store
 
 
 class _ListParser(flags.ArgumentParser):
@@ -34,7 +35,7 @@ class _ListParser(flags.ArgumentParser):
 
 config_flags.register_flag_parser_for_type(list, _ListParser())
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'The recipe: FILE[:size]', lock_config=False, accept_new_attributes=True)
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Where everything is written; default runs/<config>[-<size>].')
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Where everything is written, a directory or gs://...; default runs/<config>[-<size>].')
 _ONLY = flags.DEFINE_string('only', None, 'Run this stage alone; what it reads must be done.')
 _LIST = flags.DEFINE_bool('list', False, 'Show the stages and their state, run nothing.')
 _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Show rows, tokens, truncations, disk and estimated time, run nothing.')
@@ -113,7 +114,7 @@ def run(argv) -> int:
     hosts.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     interrupt.listen()
     recipe = _CONFIG.value.to_dict()
-    workdir = pathlib.Path(_WORKDIR.value or default_workdir(config_flags.get_config_filename(flags.FLAGS['config'])))
+    workdir = store.begin(_WORKDIR.value or default_workdir(config_flags.get_config_filename(flags.FLAGS['config'])))
     source = sources()
     if _SEEDS.value:
       from distill_jax import seeds

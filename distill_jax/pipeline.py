@@ -12,7 +12,7 @@ import shlex
 import time
 from typing import Any, Callable, Mapping, NamedTuple, Sequence
 
-from distill_jax.core import hosts, marks
+from distill_jax.core import hosts, marks, store
 
 FORMAT = 1      # goes up when the code makes other files from the same settings
 KEYS = ('seed', 'title', 'notes', 'tasks', 'roles', 'stages', 'run', 'compare', 'how')   # of a recipe
@@ -265,13 +265,15 @@ def run_step(step: Step, sources: Sources, *, log: Callable[[str, pathlib.Path],
     if step.stage in sources.together:
       _call(step, sources, log)
     wait(f'{step.name} done')
+    store.pull(step.out)
     return marks.read_json(step.out / 'DONE')
   step.out.mkdir(parents=True, exist_ok=True)
   began = dict(fingerprint=step.fingerprint, mark=step.mark, steps=step.steps, details=step.details)
   before = marks.read_json(step.out / 'STARTED')
   if before is None or before['steps'] != step.steps:
     marks.write_json(step.out / 'STARTED', began)
-  (step.out / 'DONE').unlink(missing_ok=True)       # a run that grows is not done until it ends
+    store.push(step.out / 'STARTED')
+  store.drop(step.out / 'DONE')       # a run that grows is not done until it ends
   wait(f'{step.name} begins')
   start = time.monotonic()
   summary = _call(step, sources, log)
@@ -280,7 +282,9 @@ def run_step(step: Step, sources: Sources, *, log: Callable[[str, pathlib.Path],
     marks.write_json(step.out / 'summary.json', summary)
     done = {**began, 'seconds': seconds, 'continued': before is not None, 'summary': marks.read_json(step.out / 'summary.json'),
             'finished': datetime.datetime.now().isoformat(timespec='seconds')}
+    store.push(step.out)
     marks.write_json(step.out / 'DONE', done)
+    store.push(step.out / 'DONE')
   except Exception as error:
     raise StageFailed(step.name) from error
   wait(f'{step.name} done')

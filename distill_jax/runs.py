@@ -13,7 +13,7 @@ from typing import Any, Mapping
 from distill_jax import pipeline
 from distill_jax import report
 from distill_jax import tables
-from distill_jax.core import hosts, marks
+from distill_jax.core import hosts, marks, store
 from distill_jax.train.log import Log, duration
 
 ZSTD = b'\x28\xb5\x2f\xfd'     # how a zstandard file begins; JAX compresses with it where it is installed, else with zlib
@@ -84,9 +84,11 @@ def run(recipe: Mapping[str, Any], steps: Mapping[str, pipeline.Step], workdir: 
       if hosts.lead():
         if (table := tables.accuracies(workdir, recipe)) is not None:
           tables.show(table)
-        main_log.say(f'report: {report.write(workdir, recipe)}')
+        main_log.say(f'report: {report.write(workdir, recipe)}' + (f' ({store.remote(workdir)}/report.html)' if store.remote(workdir) else ''))
     finally:
       main_log.close()
+      if hosts.lead():
+        store.push(*(path for path in workdir.iterdir() if path.is_file()))
 
 
 def _stand_together(recipe: Mapping[str, Any], workdir: pathlib.Path) -> None:
@@ -99,13 +101,15 @@ def _stand_together(recipe: Mapping[str, Any], workdir: pathlib.Path) -> None:
   hosts.require_same({'code': marks.Digests().of(package), 'recipe': marks.fingerprint(recipe), 'workdir': str(workdir),
                       'jax': _version('jax'), 'devices': jax_devices()})
   token = hosts.broadcast(uuid.uuid4().hex)
-  seen = workdir / f'.seen-{token}'
+  seen = workdir / f'seen-{token}'
   if hosts.lead():
     seen.touch()
+    store.push(seen)
   hosts.wait('workdir')
+  store.pull(workdir)
   blind = [host for host, (name, sees) in enumerate(hosts.gather([platform.node(), seen.exists()])) if not sees]
   if hosts.lead():
-    seen.unlink()
+    store.drop(seen)
   if blind:
     raise RuntimeError(f'host {blind[0]} does not see {workdir} of host 0: give a --workdir on storage that all hosts share')
 

@@ -3,7 +3,7 @@ from typing import Any, Mapping, NamedTuple
 
 from jax.sharding import Mesh
 
-from distill_jax.core import hosts, mesh as mesh_lib
+from distill_jax.core import hosts, mesh as mesh_lib, store
 from distill_jax.data import shards
 
 
@@ -23,6 +23,7 @@ class Share(NamedTuple):
     """Writes a part, once a group."""
     if self.writes:
       shards.write_part(out, index, count, columns)
+      store.push(*out.glob(shards.part_name(index, count).removesuffix('arrow') + '*'))
 
 
 def share(how: Mapping[str, Any]) -> Share:
@@ -34,5 +35,11 @@ def finish(out, **keywords) -> None:
   """`shards.finish` once all hosts have written their parts; returns where all can read them."""
   hosts.wait(f'{out.name}: parts')
   if hosts.lead():
+    store.pull(out)
     shards.finish(out, **keywords)
+    store.push(out)
+    for index in range(keywords['count']):
+      store.drop(out / shards.part_name(index, keywords['count']).replace('.arrow', '.json'))
   hosts.wait(f'{out.name}: finished')
+  if not hosts.lead():
+    store.pull(out)

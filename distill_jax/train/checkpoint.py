@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from distill_jax.core import hosts, store
 from distill_jax.core.types import State
 
 
@@ -20,7 +21,9 @@ class Checkpoints:
   def __init__(self, directory: pathlib.Path, *, keep: int = 2):
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
     handlers = dict(state=ocp.StandardCheckpointHandler(), facts=ocp.JsonCheckpointHandler())
-    self._manager = ocp.CheckpointManager(pathlib.Path(directory).absolute(), options=options, item_handlers=handlers)
+    self._metrics = pathlib.Path(directory).parent / 'metrics.jsonl'
+    where = store.remote(pathlib.Path(directory)) or pathlib.Path(directory).absolute()      # orbax writes to object stores itself
+    self._manager = ocp.CheckpointManager(where, options=options, item_handlers=handlers)
 
   def latest(self) -> int | None:
     """The newest finished step, or None."""
@@ -30,6 +33,8 @@ class Checkpoints:
     """Starts writing; returns when the device arrays are copied."""
     with self._room():
       self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state._asdict()), facts=ocp.args.JsonSave(dict(facts))))
+    if hosts.lead() and self._metrics.exists():
+      store.push(self._metrics)
 
   def restore(self, like: State, *, at: int | None = None, say=lambda text: None) -> tuple[int, State, dict[str, Any]] | None:
     """(step, state, facts) of the newest checkpoint that can be read, with the shapes, dtypes and shardings of `like`; None: there is none.
