@@ -1,4 +1,5 @@
 """Real processes on one machine: the tiny recipe through every stage, kills, other process counts. Minutes: `pytest -m slow tests/hosts_run_test.py`."""
+import json
 import os
 import pathlib
 import shutil
@@ -113,6 +114,33 @@ def test_a_killed_process_ends_the_others_and_the_rerun_has_the_same_bits(calm, 
   again = Run(workdir, 2)
   assert again.wait() == [0, 0], again.said(0)[-3000:]
   assert_bitwise(calm, workdir)
+
+
+@pytest.mark.slow
+def test_eight_then_four_then_two_by_two_devices_stay_on_the_curve(calm):
+  """The same rows and randomness on other meshes: losses of 60 steps with two changes of devices against an undisturbed run."""
+  def run(name, devices, steps, mesh):
+    workdir = calm.parent / name
+    if not workdir.exists():
+      for stage in ('generate', 'grade', 'label'):
+        shutil.copytree(calm / stage, workdir / stage)
+    done = subprocess.run(
+        [sys.executable, '-m', 'distill_jax.main', '--config=configs/gsm8k.py:tiny', f'--workdir={workdir}', '--only=distill', *LONGER,
+         f'--config.stages.distill.steps={steps}', '--config.stages.distill.optim.decay_steps=60', f'--config.stages.distill.how.mesh={mesh}'],
+        cwd=ROOT, capture_output=True, text=True, timeout=600, env={
+            **os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
+            'JAX_COMPILATION_CACHE_DIR': str(calm.parent / 'cache')})
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = (workdir / 'distill' / 'metrics.jsonl').read_text().splitlines()
+    return {row['step']: row['loss'] for row in map(json.loads, lines)}
+  whole = run('curve', 8, 60, {'data': 8})
+  run('changed', 8, 20, {'data': 8})
+  run('changed', 4, 40, {'data': 4})
+  changed = run('changed', 4, 60, {'data': 2, 'fsdp': 2})
+  assert sorted(changed) == sorted(whole) and len(whole) == 60
+  worst = max(abs(changed[step] / whole[step] - 1) for step in whole)
+  print(f'largest relative difference of the loss over 60 steps: {worst:.1e}')
+  assert worst < 1e-2
 
 
 @pytest.mark.slow

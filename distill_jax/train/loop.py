@@ -31,6 +31,7 @@ class Ran(NamedTuple):
   seconds: float
   waited: float
   steps: int
+  saving: float      # seconds in which the loop stood still for each checkpoint, on average
 
 
 class Saving(NamedTuple):
@@ -58,7 +59,14 @@ def fit(step: Callable, state: State, frozen: Mapping[str, Any], feed: Callable[
   """
   began, last, pending, first = time.perf_counter(), {}, None, None
   saved, batches = time.monotonic(), feed(start)
-  save = lambda number: saving.checkpoints.save(number, state, facts) if saving.checkpoints is not None else None
+  stood = []
+
+  def save(number):
+    if saving.checkpoints is not None:
+      jax.block_until_ready(state)
+      before = time.perf_counter()
+      saving.checkpoints.save(number, state, facts)
+      stood.append(time.perf_counter() - before)
   try:
     with interrupt.held() as asked:
       for number, batch in batches:
@@ -96,7 +104,8 @@ def fit(step: Callable, state: State, frozen: Mapping[str, Any], feed: Callable[
         _count(skips, facts, *pending, state.params, frozen, key, log=log)
   finally:
     batches.close()
-  return Ran(state, facts, last, time.perf_counter() - began - (first or 0.0), batches.waited, max((pending or (start,))[0] - start - 1, 0))
+  return Ran(state, facts, last, time.perf_counter() - began - (first or 0.0), batches.waited, max((pending or (start,))[0] - start - 1, 0),
+             float(np.median(stood)) if stood else 0.0)
 
 
 def _count(skips: Skips, facts, number: int, means, batch, params, frozen, key, *, log) -> None:
