@@ -11,7 +11,7 @@ from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import NamedSharding, PartitionSpec
 
 from distill_jax.core.types import Model
-from distill_jax.losses import tokens
+from distill_jax.losses import distribution, tokens
 
 Array = jax.Array
 
@@ -24,22 +24,25 @@ def score(model: Model, params, batch: Mapping[str, Any]) -> Array:
   return -tokens.per_token(tokens.cross_entropy, _real(batch), model.apply(params, batch), batch['targets'])
 
 
-def top_k(model: Model, params, batch: Mapping[str, Any], *, k: int, temperature: float = 1.0) -> tuple[Array, Array]:
+def top_k(model: Model, params, batch: Mapping[str, Any], *, k: int, temperature: float = 1.0, where_BL: Array | None = None) -> tuple[Array, Array]:
   """The k most likely next tokens: (ids int32 [B, L, k], log-probabilities float32 [B, L, k]), most likely first, no dropout.
 
   The log-probabilities are those of the full softmax(logits / temperature), not renormalised: what is missing to 1 is the rest class
-  (see losses.divergence.top_k_kl). Where segments are 0 all ids are -1, which means absent, and the numbers 0.
+  (see losses.divergence.top_k_kl). where: above 0 where they are wanted; default: where there is text. Elsewhere all ids are -1, which
+  means absent, and the numbers 0.
   """
-  real_BL = _real(batch)
+  where_BL = _real(batch) if where_BL is None else where_BL
   out = model.apply(params, batch)
-  hidden = jnp.where(real_BL[:, :, None] > 0, out['hidden'], 0)
-  logits = out['head'].logits(hidden) / temperature
-  if not 0 < k <= logits.shape[-1]:
-    raise ValueError(f'top_k: k={k} must lie in 1..{logits.shape[-1]}, the size of the vocabulary')
-  values, ids = _top_k(logits, k)
-  logps = values - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
-  real = real_BL[:, :, None] > 0
-  return jnp.where(real, ids, -1).astype(jnp.int32), jnp.where(real, logps, 0.0)
+  size = out['head'].weight_DV.shape[-1]
+  if not 0 < k <= size:
+    raise ValueError(f'top_k: k={k} must lie in 1..{size}, the size of the vocabulary')
+
+  def most_likely(logits):
+    z = distribution.scaled(logits, temperature)
+    values, ids = _top_k(z, k)
+    return {'ids': ids, 'logps': values - distribution.log_sum(z)}
+  found = tokens.per_token(most_likely, where_BL, out)
+  return jnp.where(where_BL[:, :, None] > 0, found['ids'], -1).astype(jnp.int32), found['logps']
 
 
 @functools.partial(custom_partitioning, static_argnums=(1,))

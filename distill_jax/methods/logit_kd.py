@@ -41,7 +41,7 @@ def logit_kd(roles, *, task=None, text=None, alpha: float = 0.5, temperature: fl
   def label(params, batch, key):
     if k is None:
       return {'hidden': teacher.model.apply(params['teacher'], batch)['hidden']}
-    top_ids, top_logps = score.top_k(teacher.model, params['teacher'], batch, k=k, temperature=temperature)
+    top_ids, top_logps = score.top_k(teacher.model, params['teacher'], batch, k=k, temperature=temperature, where_BL=batch['weights'])
     return {'top_ids': top_ids, 'top_logps': top_logps}
 
   def told(params, batch):

@@ -63,7 +63,8 @@ def train(out, inputs, *, seed, how, log, roles, method, steps, batch, optim, le
   per_step = rows.tokens / len(rows) * batch
   return dict(kind='train', title=title, steps=int(ran.state.step), parameters=sum(sizes.values()), trained_parameters=sum(sizes.values()),
               seconds=ran.seconds, tokens_per_second=per_step * ran.steps / max(ran.seconds, 1e-9), feed_share=ran.waited / max(ran.seconds, 1e-9), save_seconds=ran.saving,
-              final=ran.last, best=ran.facts.get('best'), stopped_early=ran.facts.get('stopped'), **facts_of_data)
+              final=ran.last, best=ran.facts.get('best'), stopped_early=ran.facts.get('stopped'),
+              skipped=ran.facts.get('skipped', 0), **facts_of_data)
 
 
 class Labelled:
