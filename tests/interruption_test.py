@@ -14,7 +14,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 OVERRIDES = (
-    '--config.tasks.gsm8k.counts.train=48', '--config.stages.generate.part=8', '--config.stages.distill.steps=40', '--config.stages.answers.steps=40',
+    '--config.tasks.gsm8k.counts.train=48', '--config.stages.generate.part=8', '--config.stages.distill.steps=60', '--config.stages.answers.steps=60',
     '--config.stages.distill.how.save=5', '--config.stages.answers.how.save=5', '--config.stages.label.part=16')
 COMPARED = ('distill/student/params.safetensors', 'answers/student/params.safetensors', 'export/model/model.safetensors',
             'evaluate_distilled/predictions.jsonl', 'generate/part-00000-of-00006.arrow')
@@ -36,24 +36,29 @@ def start(workdir: pathlib.Path) -> subprocess.Popen:
 def test_a_run_killed_again_and_again_ends_with_the_same_bits(tmp_path):
   began = time.monotonic()
   calm = start(tmp_path / 'calm')
+  while not (tmp_path / 'calm' / 'log.txt').exists():
+    assert calm.poll() is None, calm.communicate()[0][-3000:]
+    time.sleep(0.05)
+  startup = time.monotonic() - began      # imports: no kill before that tells anything
   said = calm.communicate(timeout=1200)[0]
   seconds = time.monotonic() - began
   assert calm.returncode == 0, said[-3000:]
-  moments = random.Random(int(os.environ.get('KILL_SEED', '0')))
-  kills = 0
-  for _ in range(200):
+  moments, wanted = random.Random(int(os.environ.get('KILL_SEED', '0'))), int(os.environ.get('KILLS', '10'))
+  kills, stages = 0, []
+  while True:
     process = start(tmp_path / 'killed')
     try:
-      wait = moments.uniform(0.1 * seconds, 0.25 * seconds) if kills < int(os.environ.get('KILLS', '10')) else 1200
+      wait = startup + moments.uniform(0, 1.2 * (seconds - startup) / wanted) if kills < wanted else 1200
       said = process.communicate(timeout=wait)[0]
     except subprocess.TimeoutExpired:
       os.killpg(process.pid, signal.SIGKILL)
       process.communicate()
       kills += 1
+      stages.append(max((tmp_path / 'killed').glob('*/STARTED'), key=lambda path: path.stat().st_mtime, default=pathlib.Path('none/x')).parent.name)
       continue
     assert process.returncode == 0, said[-3000:]
     break
-  print(f'undisturbed {seconds:.0f} s, {kills} kills')
-  assert kills >= 3, f'only {kills} kills fell into the run'
+  print(f'undisturbed {seconds:.0f} s ({startup:.0f} s to the first stage), {kills} kills, in {", ".join(stages)}')
+  assert kills == wanted, f'only {kills} kills fell into the run'
   for name in COMPARED:
     assert (tmp_path / 'calm' / name).read_bytes() == (tmp_path / 'killed' / name).read_bytes(), name
