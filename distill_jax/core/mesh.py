@@ -79,17 +79,6 @@ def of_params(mesh: Mesh, params, table: Sequence[tuple[str, str]], rules: Mappi
   return tree.unflatten(out)
 
 
-def place(mesh: Mesh, params, table: Sequence[tuple[str, str]], rules: Mapping[str, Any] = RULES):
-  """A params tree of host arrays or arrays on devices, each weight where `of_params` says. A host sends only the pieces of its own devices."""
-  def put(x, sharding):
-    if isinstance(x, jax.Array) and not x.is_fully_addressable:
-      return jax.device_put(x, sharding)
-    if jax.process_count() == 1 and isinstance(x, jax.Array):
-      return jax.device_put(x, sharding)
-    return jax.make_array_from_callback(x.shape, sharding, lambda index: np.asarray(x[index]))
-  return jax.tree.map(put, params, of_params(mesh, params, table, rules))
-
-
 def rules_with(changes: Mapping[str, Any] | None) -> Mapping[str, Any]:
   """RULES with some rows changed, say dict(length='tensor'). ValueError: a logical or a mesh axis that is not there."""
   for axis, names in (changes or {}).items():
