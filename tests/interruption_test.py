@@ -14,7 +14,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 OVERRIDES = (
-    '--config.tasks.gsm8k.counts.train=48', '--config.stages.generate.part=8', '--config.stages.distill.steps=60', '--config.stages.answers.steps=60',
+    '--config.tasks.gsm8k.counts.train=48', '--config.stages.generate.part=8', '--config.stages.distill.steps=120', '--config.stages.answers.steps=120',
     '--config.stages.distill.how.save=5', '--config.stages.answers.how.save=5', '--config.stages.label.part=16')
 COMPARED = ('distill/student/params.safetensors', 'answers/student/params.safetensors', 'export/model/model.safetensors',
             'evaluate_distilled/predictions.jsonl', 'generate/part-00000-of-00006.arrow')
@@ -48,7 +48,7 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bits(tmp_path):
   while True:
     process = start(tmp_path / 'killed')
     try:
-      wait = startup + moments.uniform(0, 1.2 * (seconds - startup) / wanted) if kills < wanted else 1200
+      wait = startup + moments.uniform(0.4, 2.4) * (seconds - startup) / wanted if kills < wanted else 1200
       said = process.communicate(timeout=wait)[0]
     except subprocess.TimeoutExpired:
       os.killpg(process.pid, signal.SIGKILL)
