@@ -158,7 +158,7 @@ def test_sigterm_to_one_process_saves_and_all_say_again(calm):
 @pytest.mark.slow
 def test_a_copy_that_spans_both_processes(calm):
   """Tensor-parallel over all four devices: the vocabulary of the bundled models (899) does not divide, so that a student of our own is made."""
-  fresh = ["--config.roles.base={'model': {'width': 64, 'layers': 2, 'heads': 4, 'mlp_width': 128, 'max_length': 320, 'vocab_size': 904}, "
+  fresh = ["--config.roles.base={'model': {'model': 'transformer', 'width': 64, 'layers': 2, 'heads': 4, 'mlp_width': 128, 'max_length': 320, 'vocab_size': 904}, "
            "'tokenizer': 'bundled:student'}"]
   workdir = calm.parent / 'spans'
   for stage in ('generate', 'grade'):
@@ -170,13 +170,15 @@ def test_a_copy_that_spans_both_processes(calm):
 
 
 @pytest.mark.slow
-def test_hosts_with_other_commands_are_refused(calm, tmp_path):
+@pytest.mark.parametrize('devices, said', [(2, 'has another'), (8, 'process 1 has 8 devices, process 0 has 2')])
+def test_hosts_with_other_commands_are_refused(tmp_path, devices, said):
   run = Run(tmp_path / 'x', 2)
   run.processes[1].kill()
   run.processes[1].wait()
-  place = [f'--{flag}' for flag in ('processes=2', 'process=1')]
-  coordinator = next(a for a in run.processes[0].args if a.startswith('--coordinator'))
+  place = ['--processes=2', '--process=1']
+  coordinator = next(argument for argument in run.processes[0].args if argument.startswith('--coordinator'))
   other = subprocess.run([sys.executable, '-m', 'distill_jax.main', '--config=configs/gsm8k.py:tiny', f'--workdir={tmp_path / "x"}', coordinator, *place],
-                         cwd=ROOT, env={**os.environ, 'JAX_PLATFORMS': 'cpu'}, capture_output=True, text=True, timeout=120)
+                         cwd=ROOT, capture_output=True, text=True, timeout=120, env={
+                             **os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}'})
   assert other.returncode == 1 and run.wait(60)[0] == 1
-  assert 'has another' in other.stderr and 'start the same code with the same command on all' in other.stderr
+  assert said in other.stderr and (devices != 2 or 'start the same code with the same command on all' in other.stderr)

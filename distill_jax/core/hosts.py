@@ -3,6 +3,7 @@
 With one process everything here is trivial, so the floors above need no cases. Host 0 leads: it alone decides what is done and writes
 what belongs to the run as a whole. A model copy lives in a group of hosts; groups take parts of a stage in turn.
 """
+import collections
 import json
 import os
 import socket
@@ -49,6 +50,9 @@ def start(coordinator: str | None = None, processes: int | None = None, process:
   except RuntimeError as error:
     raise ConnectionError(f'many processes: process {process} of {processes} could not join the others through {coordinator} within '
                           f'{timeout} s ({str(error).splitlines()[0]}). Are all {processes} started, and is that address right?') from error
+  devices = collections.Counter(device.process_index for device in jax.devices())
+  if odd := [process for process in devices if devices[process] != devices[0]]:
+    raise RuntimeError(f'many processes: process {odd[0]} has {devices[odd[0]]} devices, process 0 has {devices[0]}: all need the same number')
   _watch(coordinator.rpartition(':')[0] if coordinator else None)
 
 
