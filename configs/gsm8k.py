@@ -23,10 +23,14 @@ SIZES = {
     'tiny': {**LAPTOP, **dict(
         counts=dict(train=8, dev=4, test=4, test_range=4, test_family=4), splits=('test',), samples=2, max_new_tokens=96, k=4, steps=4, batch=8,
         generate_batch=16, evaluate_batch=4, save=2, log=1, part=4)},
+    # weights cut over all chips for the long passes; for sampling over four, each of which then reads a quarter at every token.
+    # What a slice of chips makes of it: python -m distill_jax.plan --config=configs/gsm8k.py:full --topology=v5e:4x4
     'full': {**LAPTOP, **dict(
         source='openai/gsm8k', counts=None, task_seed=0, splits=('test',), teacher='Qwen/Qwen2.5-7B-Instruct', base='Qwen/Qwen2.5-0.5B', samples=8,
-        max_new_tokens=320, length=1024, answers_length=512, k=64, steps=3000, batch=128, lr=1e-5, warmup=100, generate_batch=1024, evaluate_batch=1024, save=500,
-        validate=dict(every=500, metric='accuracy', split='dev', count=256, patience=3, max_new_tokens=320), part=512)},
+        max_new_tokens=320, length=1024, answers_length=512, k=64, steps=3000, batch=128, lr=1e-5, warmup=100, generate_batch=128, label_batch=64, evaluate_batch=1024, save=500,
+        validate=dict(every=500, metric='accuracy', split='dev', count=256, patience=3, max_new_tokens=320), part=512,
+        teacher_as=dict(params_dtype='bfloat16', overrides=dict(dtype='bfloat16')), base_as=dict(overrides=dict(dtype='bfloat16', remat='full')),
+        training_how=dict(mesh=dict(fsdp=-1)), label_how=dict(mesh=dict(fsdp=-1)), teacher_how=dict(mesh=dict(data=-1, tensor=4)))},
 }
 
 
@@ -45,33 +49,35 @@ def get_config(size: str = '') -> ConfigDict:
              'test: unseen combinations of numbers and steps; test_range: unseen number ranges; test_family: unseen kinds of story.'] if generated else []
   c.tasks = _tasks(s.get('source', 'bundled'), s['counts'], s['task_seed'])
   c.roles = dict(
-      teacher=dict(load=s['teacher']),
-      base=dict(load=s['base']),
+      teacher=dict(load=s['teacher'], **s.get('teacher_as', {})),
+      base=dict(load=s['base'], **s.get('base_as', {})),
       distilled=dict(stage='distill', role='student'),
       answers_only=dict(stage='answers', role='student'),
   )
   method = dict(method='logit_kd', alpha=0.5, k=s['k'])
   optim = dict(lr=s['lr'], warmup=s['warmup'], decay='cosine', final=0.05, weight_decay=0.05, b2=0.98)
-  how = dict(save=s['save'], log=s['log'])
+  how = dict(save=s['save'], log=s['log'], **s.get('training_how', {}))
   training = dict(stage='train', steps=s['steps'], batch=s['batch'], length=s['length'], optim=optim, how=how)
   if s['validate']:
     training['validate'] = s['validate']
   answering = dict(stage='evaluate', task='gsm8k', splits=s['splits'], max_new_tokens=s['max_new_tokens'], part=300,
                    how=dict(batch=s['evaluate_batch']))
+  asking = {**answering, 'how': dict(batch=min(s['generate_batch'], s['evaluate_batch']), **s.get('teacher_how', {}))}      # the teacher
   c.stages = dict(
       generate=dict(
           stage='generate', roles=dict(teacher='teacher'), task='gsm8k', split='train', samples=s['samples'], temperature=s['temperature'],
-          max_new_tokens=s['max_new_tokens'], part=s['part'], how=dict(batch=s['generate_batch'])),
+          max_new_tokens=s['max_new_tokens'], part=s['part'],
+          how=dict(batch=s['generate_batch'], **s.get('teacher_how', {}))),
       grade=dict(stage='grade', of=['generate'], task='gsm8k', cap=s['samples']),
       label=dict(
           stage='label', of=['grade'], roles=dict(student='base', teacher='teacher'), method=method, length=s['length'],
-          how=dict(batch=min(s['generate_batch'], 64))),
+          how=dict(batch=s.get('label_batch', min(s['generate_batch'], 64)), **s.get('label_how', {}))),
       distill=dict(**training, of=['label'], roles=dict(student='base'), task='gsm8k', method=method, title='distilled (CoT + KD)'),
       # answers are shorter: at half the row length a step holds as many examples as one of the distilled student
       answers=dict(**{**training, 'length': s['answers_length']}, of=['grade'], roles=dict(student='base'), task='answers_only', target='gold', method=dict(method='sft'),
                    title='answers only'),
-      evaluate_teacher=dict(**answering, roles=dict(teacher='teacher'), title='teacher'),
-      evaluate_teacher_calculator=dict(**{**answering, 'splits': s['splits'][:1]}, roles=dict(teacher='teacher'), calculator=True, title='teacher, with calculator'),
+      evaluate_teacher=dict(**asking, roles=dict(teacher='teacher'), title='teacher'),
+      evaluate_teacher_calculator=dict(**{**asking, 'splits': s['splits'][:1]}, roles=dict(teacher='teacher'), calculator=True, title='teacher, with calculator'),
       evaluate_distilled=dict(**answering, roles=dict(student='distilled'), title='distilled (CoT + KD)'),
       evaluate_answers=dict(**answering, roles=dict(student='answers_only'), title='answers only'),
       evaluate_untrained=dict(**answering, roles=dict(student='base'), title='untrained student'),

@@ -54,6 +54,16 @@ def sources() -> pipeline.Sources:
   return pipeline.Sources(stages.STAGES, known.get('CHECKS', {}), known.get('FORECASTS', {}), known.get('TOGETHER', ()), hub=runs.commit)
 
 
+def recipe() -> dict:
+  """The recipe that --config names, overrides included."""
+  return _CONFIG.value.to_dict()
+
+
+def only() -> str | None:
+  """The stage that --only names."""
+  return _ONLY.value
+
+
 def default_workdir(config: str) -> pathlib.Path:
   """runs/gsm8k-tiny for configs/gsm8k.py:tiny."""
   path, _, size = config.partition(':')

@@ -178,12 +178,16 @@ def group(mesh: Mesh) -> tuple[Mesh, int, int, bool]:
   """
   if jax.process_count() == 1:
     return mesh, 0, 1, True
+  every = groups(mesh)
+  mine = next(number for number, (_, hosts) in enumerate(every) if jax.process_index() in hosts)
+  return every[mine][0], mine, len(every), jax.process_index() == min(every[mine][1])
+
+
+def groups(mesh: Mesh) -> list[tuple[Mesh, frozenset]]:
+  """(mesh, hosts) of each group of the hosts that own the devices of a mesh; see `group`."""
   rows = mesh.devices.reshape(mesh.devices.shape[0], -1)
   owners = [frozenset(device.process_index for device in row) for row in rows]
-  groups = _join(owners)
-  mine = next(number for number, hosts in enumerate(groups) if jax.process_index() in hosts)
-  chosen = [i for i, hosts in enumerate(owners) if hosts <= groups[mine]]
-  return Mesh(mesh.devices[chosen], mesh.axis_names), mine, len(groups), jax.process_index() == min(groups[mine])
+  return [(Mesh(mesh.devices[[i for i, hosts in enumerate(owners) if hosts <= joined]], mesh.axis_names), joined) for joined in _join(owners)]
 
 
 def _join(owners: Sequence[frozenset]) -> list[frozenset]:

@@ -2,7 +2,7 @@
 import contextlib
 import contextvars
 import math
-from typing import Any, Iterator, Mapping, Sequence
+from typing import Any, Callable, Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -44,7 +44,10 @@ def make_mesh(sizes: Mapping[str, int] | None = None, *, devices: Sequence[jax.D
     fits = 'one axis may be -1 for the rest' if len(devices) % fixed == 0 else f'sizes must divide {len(devices)}'
     raise ValueError(f'mesh: {dict(zip(AXES, shape))} needs {math.prod(shape)} devices, there are {len(devices)} ({fits})')
   if devices[0].platform == 'tpu':      # neighbours in the mesh are neighbours in the torus
-    return Mesh(mesh_utils.create_device_mesh(shape, devices=devices), AXES)
+    try:
+      return Mesh(mesh_utils.create_device_mesh(shape, devices=devices), AXES)
+    except NotImplementedError:         # no product of whole axes of the torus: pieces of one, say 8 x 2 on 4 x 4
+      return Mesh(mesh_utils.create_device_mesh(shape, devices=devices, allow_split_physical_axes=True), AXES)
   return Mesh(np.asarray(devices).reshape(shape), AXES)
 
 
@@ -125,13 +128,30 @@ def constrain(x: jax.Array, *axes: str | tuple[str, ...] | None) -> jax.Array:
   mesh = _HERE.get()[0]
   if mesh is None or mesh.size == 1:
     return x
+  return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, _spec_of(mesh, x.shape, axes)))
+
+
+def piecewise(function: Callable, x: jax.Array, *axes: str | tuple[str, ...] | None):
+  """`function(x)`, each device its own piece, laid out as by `constrain`; what comes out is laid out as what went in.
+
+  function: array -> tree of arrays of the same rank, whose axes that are cut keep their size.
+  """
+  mesh = _HERE.get()[0]
+  if mesh is None or mesh.size == 1:
+    return function(x)
+  spec = _spec_of(mesh, x.shape, axes)
+  return jax.shard_map(function, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)(x)
+
+
+def _spec_of(mesh: Mesh, shape: Sequence[int], axes: Sequence[str | tuple[str, ...] | None]) -> PartitionSpec:
+  """See `constrain`."""
   used, parts = set(), []
-  for size, axis in zip(x.shape, axes, strict=True):
+  for size, axis in zip(shape, axes, strict=True):
     names = sum((_mesh_axes(one) for one in ((axis,) if isinstance(axis, str) else axis or ())), ())
     fits = names and size % math.prod(mesh.shape[name] for name in names) == 0 and not used & set(names)
     parts.append(names if fits else None)
     used |= set(names) if fits else set()
-  return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*parts)))
+  return PartitionSpec(*parts)
 
 
 def gather(weights, table: Sequence[tuple[str, str]]):
@@ -149,6 +169,12 @@ def pieces(axis: str) -> int:
   """Into how many pieces a logical axis is cut on the mesh of `on`; 1 where there is none."""
   mesh = _HERE.get()[0]
   return 1 if mesh is None else math.prod(mesh.shape[name] for name in _mesh_axes(axis))
+
+
+def platform() -> str:
+  """What is compiled for: the platform of the devices of the mesh of `on`, which need not be here; without one that of this process."""
+  mesh = _HERE.get()[0]
+  return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
 
 
 def apart(axis: str, other: str) -> str | None:

@@ -2,14 +2,12 @@
 
 Shape suffixes: B rows, L tokens of a row, K kept entries.
 """
-import functools
 from typing import Any, Mapping
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.custom_partitioning import custom_partitioning
-from jax.sharding import NamedSharding, PartitionSpec
 
+from distill_jax.core import mesh as mesh_lib
 from distill_jax.core.types import Model
 from distill_jax.losses import distribution, tokens
 
@@ -45,22 +43,12 @@ def top_k(model: Model, params, batch: Mapping[str, Any], *, k: int, temperature
   return jnp.where(where_BL[:, :, None] > 0, found['ids'], -1).astype(jnp.int32), found['logps']
 
 
-@functools.partial(custom_partitioning, static_argnums=(1,))
 def _top_k(x: Array, k: int) -> tuple[Array, Array]:
-  """jax.lax.top_k where the rows lie. Left alone, the compiler brings the logits of all rows to every device for it."""
-  return tuple(jax.lax.top_k(x, k))
+  """jax.lax.top_k of a sweep's logits [pieces, chunk, V], each piece where it lies. Left alone, the compiler brings all to every device for it.
 
-
-def _split(k, mesh, operands, results):
-  """How `_top_k` is cut: every axis as it comes but the last, which is whole."""
-  x = operands[0]
-  spec = tuple(x.sharding.spec) + (None,) * len(x.shape)
-  whole = NamedSharding(x.sharding.mesh, PartitionSpec(*spec[:len(x.shape) - 1], None))
-  return mesh, lambda x: tuple(jax.lax.top_k(x, k)), (whole, whole), (whole,)
-
-
-_top_k.def_partition(_split, infer_sharding_from_operands=lambda *given: _split(*given)[2], sharding_rule='... v -> ... k, ... k',
-                     need_replication_factors=('v',))
+  (By shard_map: custom_partitioning does not exist on TPUs, github.com/jax-ml/jax/issues/38196.)
+  """
+  return mesh_lib.piecewise(lambda x: tuple(jax.lax.top_k(x, k)), x, ('batch', 'length'), None, None)
 
 
 def _real(batch: Mapping[str, Any]) -> Array:

@@ -51,7 +51,7 @@ def plan(weights_BL: Array, vocabulary: int, chunk: int | None) -> Plan:
   """Tokens with a weight first, cut into chunks."""
   weights_GN = _lay(weights_BL)
   G, N = weights_GN.shape
-  least, logits = CHUNK.get(jax.default_backend(), CHUNK['other'])
+  least, logits = CHUNK.get(mesh_lib.platform(), CHUNK['other'])
   size = min(N, chunk or max(least, logits * mesh_lib.pieces('vocab') // vocabulary))
   chunks = -(-N // size)
   size = -(-N // chunks)

@@ -57,7 +57,7 @@ def label(out, inputs, *, seed, how, log, roles, method, task=None, split='train
   examples = sorted(fitted.examples, key=lambda e: tuple(e['id']))
   feed.check_batch(batch, mesh, 1)
   params = {name: role.params for name, role in loaded.items() if name not in trained}
-  say = _saying(made, cache, seed, mesh, layout(how))
+  say = saying(made, cache, seed, mesh, layout(how))
   vocab_size = max([text.vocab_size, *[(loaded[name].model.config or {}).get('vocab_size', 0) for name in params]])
   parts, began, kept = max(-(-len(examples) // part), 1), time.perf_counter(), []
   for index in share.todo(out, parts):
@@ -90,8 +90,8 @@ def _mass(ids_LK, logps_LK, weights_L):
   return np.where(ids_LK >= 0, np.exp(np.asarray(logps_LK, np.float32)), 0).sum(-1)[told]
 
 
-def _saying(method, cache, seed, mesh, rules):
-  """The jitted labels of a batch: those of the method, or random draws from them, which follow the ids of the rows."""
+def saying(method, cache, seed, mesh, rules):
+  """say(params by role, rows), jitted: the labels of a batch on the mesh, those of the method, or random draws from them, which follow the ids of the rows."""
   def say(params, rows):
     with mesh_lib.on(mesh, rules):
       return labels(params, rows)

@@ -53,7 +53,7 @@ def load_role(definition: Mapping[str, Any], *, seed: int = 0, texts: Iterable[s
     model = MODELS[name](**config)
     params = weights.read(directory, put=_putter(model, mesh, rules, dtype))[2]
     fingerprint = marks.fingerprint([marks.Digests().of(directory), config, text.fingerprint, *kept])
-    return Role(_ruled(model, rules) if own else model, text, params, fingerprint)
+    return Role(ruled(model, rules) if own else model, text, params, fingerprint)
   config = {**definition['model'], **overrides}
   name = config.pop('model', 'transformer')
   if name not in MODELS:
@@ -67,10 +67,10 @@ def load_role(definition: Mapping[str, Any], *, seed: int = 0, texts: Iterable[s
   model = MODELS[name](**config)
   where = None if mesh is None else mesh_lib.of_params(mesh, jax.eval_shape(model.init, jax.random.key(0)), model.axes, rules)
   params = jax.jit(lambda key: tree.cast(model.init(key), dtype), out_shardings=where)(jax.random.key(seed))
-  return Role(_ruled(model, rules) if own else model, text, params, marks.fingerprint([name, config, text.fingerprint, seed, *kept]))
+  return Role(ruled(model, rules) if own else model, text, params, marks.fingerprint([name, config, text.fingerprint, seed, *kept]))
 
 
-def _ruled(model, rules):
+def ruled(model, rules):
   """`model`, computing by these rules on whatever mesh it is traced."""
   def apply(*args, **keywords):
     with mesh_lib.by(rules):

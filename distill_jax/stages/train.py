@@ -1,12 +1,12 @@
 """Train: a method moves its trained roles over packed rows; resumes by itself, validates on the way, ends as a checkpoint directory a role."""
 import time
-from typing import Any, Mapping
+from typing import Any, Callable, Mapping, NamedTuple
 
 import jax
 import numpy as np
 
 from distill_jax.core import hosts, keys, marks, mesh as mesh_lib
-from distill_jax.core.types import Role
+from distill_jax.core.types import Method, Role, State
 from distill_jax.data import cache, codec, feed, rows as rows_lib, shards
 from distill_jax.decode import sample
 from distill_jax.methods import METHODS
@@ -35,19 +35,14 @@ def train(out, inputs, *, seed, how, log, roles, method, steps, batch, optim, le
   mesh, microbatches, rules = mesh_lib.make_mesh(how.get('mesh')), how.get('microbatches', 1), layout(how)
   loaded, rows, facts_of_data = _read(inputs, roles, mesh, how, method=method, seed=seed, task=task, split=split, count=count, target=target, optim=optim,
                                       loss_on_prompt=loss_on_prompt, overlong=overlong, length=length, pack=pack)
-  text = loaded[next(iter(optim))].text
-  made = make_method(method, loaded, task=task, text=text)
-  feed.check_batch(batch, mesh, microbatches)
-  optimizers = {role: optim_lib.optimizer(steps=steps, **keywords) for role, keywords in optim.items()}
   params = {name: role.params for name, role in loaded.items()}
   loaded = {name: role._replace(params=None) for name, role in loaded.items()}
-  frozen = {name: tree for name, tree in params.items() if name not in optimizers}
+  made, optimizers, run, state, frozen = make_run(loaded, params, method=method, optim=optim, steps=steps, batch=batch, microbatches=microbatches,
+                                                  mesh=mesh, rules=rules, task=task)
   sizes = {name: parameters(loaded[name]._replace(params=params[name])) for name in optimizers}
-  state = step_lib.start(made, loaded, params, optimizers, mesh)
   del params
   saved = checkpoint.Checkpoints(out / 'checkpoints', keep=how.get('keep', 2))
   state, start, facts = _resume(saved, state, steps, log)
-  run = step_lib.compiled(step_lib.make_step(made, loaded, optimizers, microbatches=microbatches, mesh=mesh, rules=rules), state)
   skips = loop.Skips(how.get('skips', 10), step_lib.find_rows(made, loaded, optimizers, mesh=mesh, rules=rules))
   validation = _validation(validate, out, loaded, mesh, task=task, seed=seed, length=length, log=log)
   open_feed = lambda first: feed.Feed(rows, batch=batch, seed=seed, start=first, stop=steps, mesh=mesh)
@@ -65,6 +60,25 @@ def train(out, inputs, *, seed, how, log, roles, method, steps, batch, optim, le
               seconds=ran.seconds, tokens_per_second=per_step * ran.steps / max(ran.seconds, 1e-9), feed_share=ran.waited / max(ran.seconds, 1e-9), save_seconds=ran.saving,
               final=ran.last, best=ran.facts.get('best'), stopped_early=ran.facts.get('stopped'),
               skipped=ran.facts.get('skipped', 0), **facts_of_data)
+
+
+class Run(NamedTuple):
+  """What a train stage runs. run: the jitted step(state, frozen, batch, key)."""
+  method: Method
+  optimizers: Mapping[str, optim_lib.Optimizer]
+  run: Callable
+  state: State
+  frozen: Mapping[str, Any]
+
+
+def make_run(roles: Mapping[str, Role], params, *, method, optim, steps, batch, microbatches, mesh, rules, task=None) -> Run:
+  """The step of a train stage and the state before it. params: by role, on the mesh; of shapes that lie there, the Run is of shapes too."""
+  made = make_method(method, roles, task=task, text=roles[next(iter(optim))].text)
+  feed.check_batch(batch, mesh, microbatches)
+  optimizers = {role: optim_lib.optimizer(steps=steps, **keywords) for role, keywords in optim.items()}
+  state = step_lib.start(made, roles, params, optimizers, mesh)
+  run = step_lib.compiled(step_lib.make_step(made, roles, optimizers, microbatches=microbatches, mesh=mesh, rules=rules), state)
+  return Run(made, optimizers, run, state, {name: tree for name, tree in params.items() if name not in optimizers})
 
 
 class Labelled:

@@ -21,7 +21,10 @@ def init_state(method: Method, roles: Mapping[str, Role], params: Mapping[str, A
 
 
 def start(method: Method, roles: Mapping[str, Role], params: Mapping[str, Any], optimizers: Mapping[str, Any], mesh: Mesh) -> State:
-  """`init_state` on the mesh: moments and copies of weights lie as the weight of the same path and shape does, the rest everywhere."""
+  """`init_state` on the mesh: moments and copies of weights lie as the weight of the same path and shape does, the rest everywhere.
+
+  Of params that are only shapes (jax.ShapeDtypeStruct with a sharding): the shapes of the state.
+  """
   weights = {(path, leaf.shape): leaf.sharding for role in params.values() for path, leaf in tree.flatten(role).items()}
   begin = lambda params: init_state(method, roles, params, optimizers)
 
@@ -32,7 +35,11 @@ def start(method: Method, roles: Mapping[str, Role], params: Mapping[str, Any], 
       if like is not None:
         return like
     return mesh_lib.replicated(mesh)
-  return jax.jit(begin, out_shardings=jax.tree_util.tree_map_with_path(place, jax.eval_shape(begin, params)))(params)
+  shapes = jax.eval_shape(begin, params)
+  where = jax.tree_util.tree_map_with_path(place, shapes)
+  if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(params)):
+    return jax.tree.map(lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes, where)
+  return jax.jit(begin, out_shardings=where)(params)
 
 
 def compiled(step: Callable, state: State) -> Callable:

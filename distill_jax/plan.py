@@ -1,0 +1,166 @@
+"""What a recipe needs on a slice of chips, without the chips: python -m distill_jax.plan --config=FILE[:size] --topology=v5e:4x4[,v6e:16x16,...]
+
+Compiles the real train, label and sampling steps of the recipe for the slice (v4, v5e, v5p, v6e; cpu:8) with the TPU compiler, which runs on any
+machine (pip install -e '.[tpu]'), and says for each whether it fits, bytes a chip, operations, bytes moved, collectives, the roofline, and what
+would make it fit. No weights and no data are read.
+  [--only=STAGE] [--prompt=256] [--json=FILE] [--config.stages.x.y=value]
+"""
+import json
+import pathlib
+import re
+import sys
+import time
+from typing import Any, Mapping, NamedTuple
+
+from absl import app
+from absl import flags
+from absl import logging
+import jax
+
+from distill_jax import main as main_lib
+from distill_jax import plan_table
+from distill_jax.core import chips, hlo
+from distill_jax.stages import estimates, programs
+
+_TOPOLOGY = flags.DEFINE_list('topology', None, 'Slices to plan for: v4, v5e, v5p or v6e with their size, as v6e:16x16; or cpu:8.')
+_JSON = flags.DEFINE_string('json', None, 'Also write everything that was found to this file.')
+_PROMPT = flags.DEFINE_integer('prompt', programs.PROMPT, 'Tokens of the longest prompt of generate and evaluate stages.', lower_bound=16)
+TRIES = 3      # changes that are compiled, of those that are predicted to fit
+
+
+class Compiled(NamedTuple):
+  """What the compiler says of a program, on one chip. parts: of memory, bytes; error: why there is no program."""
+  parts: Mapping[str, float]
+  work: hlo.Work | None
+  xla: Mapping[str, float]
+  seconds: float
+  error: str | None = None
+
+
+def compile_program(program: programs.Program) -> Compiled:
+  """The Compiled of a program. A program that is too large for the chip is no error here: `error` says by how much."""
+  began = time.perf_counter()
+  try:
+    with chips.quiet():
+      made = program.function.lower(*program.arguments).compile()
+  except Exception as error:      # the runtime's own error type
+    message = str(error)
+    if not isinstance(error, jax.errors.JaxRuntimeError):
+      raise
+    used = re.search(r'Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm', message)
+    size = float(used[1]) * 1024 ** ('KMGT'.index(used[2]) + 1) if used else float('nan')
+    return Compiled(dict(together=size), None, {}, time.perf_counter() - began, f'needs {used[1]}{used[2]} of {used[3]}{used[4]}' if used else f'the compiler fails: {message.splitlines()[0][:300]}')
+  memory, cost = made.memory_analysis(), made.cost_analysis() or {}
+  parts = dict(arguments=memory.argument_size_in_bytes, results=memory.output_size_in_bytes - memory.alias_size_in_bytes,
+               temporaries=memory.temp_size_in_bytes)
+  work = hlo.read(made.as_text(), unknown=program.rounds)
+  xla = {name: cost[key] for name, key in (('flops', 'flops'), ('bytes', 'bytes accessed')) if key in cost}
+  return Compiled({**parts, 'together': float(sum(parts.values()))}, work, xla, time.perf_counter() - began)
+
+
+def measure(program: programs.Program, chip: chips.Chip | None) -> dict[str, Any]:
+  """Everything about one program, as plain data."""
+  compiled, predicted = compile_program(program), estimates.predict(program)
+  held = {name: programs.bytes_of(part) for name, part in program.parts.items()}
+  beside = {name: programs.bytes_of(part) for name, part in program.beside.items()}
+  total, guess = compiled.parts['together'] + sum(beside.values()), sum(predicted.values())
+  out = dict(
+      step=program.kind, mesh={axis: size for axis, size in program.mesh.shape.items() if size > 1}, groups=program.groups, tokens=program.tokens, held=held, beside=beside,
+      compiler=compiled.parts, total=total, predicted=predicted, predicted_total=guess, difference=guess / total - 1, compile_seconds=compiled.seconds,
+      model_flops=estimates.model_flops(program), error=compiled.error,
+      fits=None if chip is None else compiled.error is None and total <= chip.memory - chips.RESERVED)
+  if compiled.work is not None:
+    work = compiled.work
+    out.update(flops=work.flops, bytes=work.bytes, collectives={c.kind: dict(count=c.count, bytes=c.bytes) for c in work.collectives},
+               loops_by_data=work.assumed, rounds=program.rounds, xla_without_loops=compiled.xla)
+    if chip is not None:
+      out['roofline'] = estimates.roofline(program, work, chip)._asdict()
+  return out
+
+
+def plan_stage(recipe, stage: str, where: chips.Slice, *, prompt: int) -> list[dict[str, Any]]:
+  """The rows of one stage. Where it is refused or does not fit: also those with the first change that makes it fit."""
+  try:
+    rows = [measure(program, where.chip) for program in programs.programs_of(recipe, stage, where.devices, prompt=prompt)]
+  except ValueError as error:
+    rows = [dict(step='', refused=str(error), fits=False)]
+  if all(row['fits'] is not False for row in rows):
+    return rows
+  tried = 0
+  for change in estimates.changes(recipe, stage, len(where.devices)):
+    other = estimates.changed(recipe, change)
+    if tried == TRIES or not estimates.within(other, stage, where.devices, where.chip, prompt=prompt):
+      continue
+    tried += 1
+    again = [measure(program, where.chip) for program in programs.programs_of(other, stage, where.devices, prompt=prompt)]
+    if all(row['fits'] is not False for row in again):
+      return [*rows, *(dict(row, change=estimates.spell(change, recipe)) for row in again)]
+  return [*rows, dict(step='', refused='no change that was tried makes it fit: take more or larger chips, or a smaller model', fits=False)]
+
+
+def same(recipe, stage: str) -> str:
+  """What decides the programs of a stage: two stages of which this is equal run the same ones, up to what does not change memory or work."""
+  settings = {key: value for key, value in recipe['stages'][stage].items() if key not in ('title', 'splits', 'calculator', 'part', 'count', 'stage', 'of', 'task')}
+  if recipe['stages'][stage]['stage'] not in ('generate', 'evaluate'):
+    settings['of'] = stage
+  definitions = list(programs.roles_of(recipe, stage).values())
+  settings.pop('roles', None)
+  return json.dumps([settings, definitions], sort_keys=True, default=str)
+
+
+def plan(recipe: Mapping[str, Any], where: chips.Slice, *, only: str | None = None, prompt: int = programs.PROMPT, say=lambda line: None) -> dict[str, Any]:
+  """{stages, shapes, ...} of a recipe on one slice. ValueError: a recipe or a stage without such steps."""
+  if only is not None and only not in recipe['stages']:
+    raise ValueError(f'--only: there is no stage {only!r}; there is {", ".join(recipe["stages"])}')
+  chosen = [only] if only is not None else list(recipe['run'])
+  kinds = [name for name in chosen if recipe['stages'][name]['stage'] in ('train', 'label', 'generate', 'evaluate')
+           and (recipe['stages'][name].get('roles'))]
+  if not kinds:
+    raise ValueError(f'{", ".join(chosen)}: no step for a chip; there is something to plan in train, label, generate and evaluate stages')
+  groups: dict[str, list[str]] = {}
+  for name in kinds:
+    groups.setdefault(same(recipe, name), []).append(name)
+  out = dict(topology=where.name, chips=len(where.devices), chip=None if where.chip is None else where.chip._asdict(), prompt=prompt, stages=[])
+  for names in groups.values():
+    say(f'{where.name}: {", ".join(names)} ...')
+    out['stages'].append(dict(names=names, rows=plan_stage(recipe, names[0], where, prompt=prompt)))
+  sources = {}
+  for name in kinds:
+    for definition in programs.roles_of(recipe, name).values():
+      sources.setdefault(programs.shape_of(definition)[2], 0)
+  return {**out, 'shapes_from': list(sources)}
+
+
+def main(argv) -> int:
+  """Exit code: 0 all fits, 3 something does not as it stands, 1 an error, 2 a wrong command."""
+  if len(argv) > 1:
+    print(f'unknown argument {argv[1]!r}; flags begin with --', file=sys.stderr)
+    return 2
+  logging.set_verbosity(logging.ERROR)
+  try:
+    recipe = main_lib.recipe()
+    chips.prepare(_TOPOLOGY.value)
+    made = []
+    for name in _TOPOLOGY.value:
+      where = chips.slice_of(name)
+      made.append(plan(recipe, where, only=main_lib.only(), prompt=_PROMPT.value, say=lambda line: print(line, file=sys.stderr, flush=True)))
+      plan_table.show(made[-1])
+      if _JSON.value:
+        pathlib.Path(_JSON.value).write_text(json.dumps(made, indent=1) + '\n', encoding='utf-8')
+    plan_table.explain(made)
+    return 3 if any(row['fits'] is False and 'change' not in row for one in made for stage in one['stages'] for row in stage['rows']) else 0
+  except KeyboardInterrupt:
+    return 130
+  except (ValueError, ImportError, OSError) as error:
+    print(error, file=sys.stderr)
+    return 1
+
+
+def start():
+  """What `python -m distill_jax.plan` does."""
+  flags.mark_flags_as_required(['config', 'topology'])
+  app.run(main, flags_parser=main_lib.parse_flags)
+
+
+if __name__ == '__main__':
+  start()

@@ -1,0 +1,106 @@
+"""Plans for the terminal, 100 columns wide: memory of a chip, work of a step, collectives, what would make it fit."""
+from typing import Any, Mapping, Sequence
+
+WIDTH = 100
+GIB = 2 ** 30
+
+
+def _console():
+  from rich.console import Console
+  console = Console(highlight=False, soft_wrap=False)
+  return console if console.is_terminal and console.width <= WIDTH else Console(highlight=False, width=WIDTH)
+
+
+def _table(columns: Sequence[str], left: int = 1):
+  from rich import box
+  from rich.table import Table
+  table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+  for number, column in enumerate(columns):
+    table.add_column(column, justify='left' if number < left else 'right', no_wrap=True)
+  return table
+
+
+def _of(size: float, unit: int) -> str:
+  """'1.23', in this unit; less than a hundredth is a dash."""
+  return '-' if size < 0.005 * unit else f'{size / unit:.2f}'
+
+
+def figure(count: float) -> str:
+  """Three digits and a letter: '31.3 T'."""
+  for letter in ('', ' k', ' M', ' G', ' T', ' P', ' E'):
+    if count < 1000:
+      return f'{count:.3g}{letter}'
+    count /= 1000
+  return f'{count:.3g} Z'
+
+
+def _rows(plan: Mapping[str, Any]):
+  """(name, row) of every program; a row with a change is indented."""
+  for stage in plan['stages']:
+    for row in stage['rows']:
+      name = (stage['names'][0] if row['step'] in ('train', 'label') else f'{stage["names"][0]} {row["step"]}') if row['step'] else stage['names'][0]
+      yield (f'  changed {row["step"]}' if 'change' in row else name), row
+
+
+def show(plan: Mapping[str, Any]) -> None:
+  """Prints a plan."""
+  console, chip = _console(), plan['chip']
+  told = 'a CPU: no roofline, and nothing to fit' if chip is None else (
+      f'{chip["memory"] / GIB:.0f} GiB, {chip["flops"] / 1e12:.0f} TFLOP/s bf16, {chip["bandwidth"] / 1e9:,.0f} GB/s HBM, {chip["links"] / 1e9:.0f} GB/s links')
+  console.print(f'\n[bold]{plan["topology"]}[/bold]: {plan["chips"]} devices of {told}')
+  unit = (GIB, 'GiB') if any(row.get('total', 0) > GIB / 4 for _, row in _rows(plan)) else (2 ** 20, 'MiB')
+  gib = lambda size: _of(size, unit[0])
+  memory = _table((f'{unit[1]} a chip', 'fits', 'total', 'params', 'moments', 'data', 'beside', 'results', 'temps', 'predicted'))
+  for name, row in _rows(plan):
+    fits = {None: '?', True: 'yes', False: '[red]no[/red]'}[row['fits']]
+    if 'refused' in row:
+      memory.add_row(name, fits)
+      continue
+    held, compiler = row['held'], row['compiler']
+    known = 'arguments' in compiler
+    memory.add_row(
+        name, fits, gib(row['total']), gib(held.get('params', 0)), gib(held.get('optimiser', 0)), gib(held.get('rows', 0) + held.get('cache', 0)),
+        gib(sum(row['beside'].values())), gib(compiler['results']) if known else '?', gib(compiler['temporaries']) if known else '?',
+        f'{gib(row["predicted_total"])} {100 * row["difference"]:+.0f}%' if row['total'] == row['total'] else gib(row['predicted_total']))
+  console.print(memory)
+  work = _table(('a call, a chip', 'mesh', 'FLOP', 'HBM', 'links', 'ms', 'bound', 'tokens/s', 'MFU', 'compiled'), left=2)
+  for name, row in _rows(plan):
+    if 'flops' not in row:
+      continue
+    mesh = ' '.join(f'{axis} {size}' for axis, size in row['mesh'].items()) or '1'
+    mesh = f'{row["groups"]} x ({mesh})' if row['groups'] > 1 else mesh
+    line = row.get('roofline')
+    work.add_row(
+        name, mesh, figure(row['flops']), figure(row['bytes']) + 'B', figure(sum(c['bytes'] for c in row['collectives'].values())) + 'B',
+        *((f'{1000 * line["seconds"]:.3g}', line['bound'], figure(line['tokens']), f'{100 * line["mfu"]:.0f}%') if line else ('', '', '', '')),
+        f'{row["compile_seconds"]:.0f} s')
+  console.print(work)
+  for name, row in _rows(plan):
+    if row.get('collectives'):
+      kinds = ', '.join(f'{kind} {c["count"]:,} x {figure(c["bytes"] / max(c["count"], 1))}B' for kind, c in row['collectives'].items())
+      console.print(f'{name.strip()}: {kinds}', style='dim')
+  for stage in plan['stages']:
+    names, rows = stage['names'], stage['rows']
+    if len(names) > 1:
+      console.print(f'{names[0]}: the same programs as {", ".join(names[1:])}')
+    for row in rows:
+      if 'refused' in row or row.get('error'):
+        console.print(f'{names[0]}: {"does not fit: " if row.get("error") else ""}{row.get("refused") or row["error"]}', style='red', markup=False)
+    changes = list(dict.fromkeys(row['change'] for row in rows if 'change' in row))
+    for change in changes:
+      console.print(f'{names[0]}: fits with\n  {change}', style='bold', markup=False)
+
+
+def explain(plans: Sequence[Mapping[str, Any]]) -> None:
+  """What the numbers are, once."""
+  console = _console()
+  origins = list(dict.fromkeys(origin for plan in plans for origin in plan['shapes_from']))
+  console.print(
+      '\nShapes: ' + '; '.join(origins) + '.\n'
+      'Memory: the compiler\'s own analysis, and beside it what lies on the chip meanwhile (params as loaded, the pool of caches); predicted: '
+      'by formula, from shapes alone, with its difference.\n'
+      'FLOP: matrix products as compiled, recomputation included; HBM: bytes between fusions and memory; both read from the program with loops '
+      'counted as often as they run (loops of a length known only at run time: at their most).\n'
+      'ms, tokens/s, MFU: a roofline, so a bound: no step is faster. Rows count as full. MFU: operations that the models need, without '
+      'recomputation, over those the chips could do.\n'
+      f'write: a turn of 16 tokens of every row, at the widest cache; read: prompts of {plans[0]["prompt"]} tokens (--prompt).', markup=False)
