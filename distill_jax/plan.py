@@ -1,16 +1,18 @@
-"""What a recipe needs on a slice of chips, without the chips: python -m distill_jax.plan --config=FILE[:size] --topology=v5e:4x4[,v6e:16x16,...]
+"""What a recipe needs on a slice of chips, without the chips.
 
-Compiles the real train, label and sampling steps of the recipe for the slice (v4, v5e, v5p, v6e; cpu:8) with the TPU compiler, which runs on any
-machine (pip install -e '.[tpu]'), and says for each whether it fits, bytes a chip, operations, bytes moved, collectives, the roofline, and what
-would make it fit. No weights and no data are read.
-  [--only=STAGE] [--prompt=256] [--json=FILE] [--config.stages.x.y=value]
+  python -m distill_jax.plan --config=FILE[:size] --topology=v5e:4x4[,v6e:16x16,...]
+      [--only=STAGE] [--prompt=256] [--json=FILE] [--config.stages.x.y=value]
+
+Compiles the real train, label and sampling steps of the recipe for the slice (v4, v5e, v5p, v6e; cpu:8) with the TPU compiler, which runs
+on any machine (pip install -e '.[tpu]'), and says for each whether it fits, bytes a chip, operations, bytes moved, collectives, the
+roofline, and what would make it fit. No weights and no data are read.
 """
 import json
 import pathlib
 import re
 import sys
 import time
-from typing import Any, Mapping, NamedTuple
+from typing import Any, Callable, Mapping, NamedTuple
 
 from absl import app
 from absl import flags
@@ -49,7 +51,8 @@ def compile_program(program: programs.Program) -> Compiled:
       raise
     used = re.search(r'Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm', message)
     size = float(used[1]) * 1024 ** ('KMGT'.index(used[2]) + 1) if used else float('nan')
-    return Compiled(dict(together=size), None, {}, time.perf_counter() - began, f'needs {used[1]}{used[2]} of {used[3]}{used[4]}' if used else f'the compiler fails: {message.splitlines()[0][:300]}')
+    said = f'needs {used[1]}{used[2]} of {used[3]}{used[4]}' if used else f'the compiler fails: {message.splitlines()[0][:300]}'
+    return Compiled(dict(together=size), None, {}, time.perf_counter() - began, said)
   memory, cost = made.memory_analysis(), made.cost_analysis() or {}
   parts = dict(arguments=memory.argument_size_in_bytes, results=memory.output_size_in_bytes - memory.alias_size_in_bytes,
                temporaries=memory.temp_size_in_bytes)
@@ -65,8 +68,9 @@ def measure(program: programs.Program, chip: chips.Chip | None) -> dict[str, Any
   beside = {name: programs.bytes_of(part) for name, part in program.beside.items()}
   total, guess = compiled.parts['together'] + sum(beside.values()), sum(predicted.values())
   out = dict(
-      step=program.kind, mesh={axis: size for axis, size in program.mesh.shape.items() if size > 1}, groups=program.groups, tokens=program.tokens, held=held, beside=beside,
-      compiler=compiled.parts, total=total, predicted=predicted, predicted_total=guess, difference=guess / total - 1, compile_seconds=compiled.seconds,
+      step=program.kind, mesh={axis: size for axis, size in program.mesh.shape.items() if size > 1}, groups=program.groups,
+      tokens=program.tokens, held=held, beside=beside, compiler=compiled.parts, total=total, predicted=predicted, predicted_total=guess,
+      difference=guess / total - 1, compile_seconds=compiled.seconds,
       model_flops=estimates.model_flops(program), error=compiled.error,
       fits=None if chip is None else compiled.error is None and total <= chip.memory - chips.RESERVED)
   if compiled.work is not None:
@@ -99,8 +103,9 @@ def plan_stage(recipe, stage: str, where: chips.Slice, *, prompt: int) -> list[d
 
 
 def same(recipe, stage: str) -> str:
-  """What decides the programs of a stage: two stages of which this is equal run the same ones, up to what does not change memory or work."""
-  settings = {key: value for key, value in recipe['stages'][stage].items() if key not in ('title', 'splits', 'calculator', 'part', 'count', 'stage', 'of', 'task')}
+  """What decides the programs of a stage: two stages of which this is equal run the same, up to what changes neither memory nor work."""
+  other = ('title', 'splits', 'calculator', 'part', 'count', 'stage', 'of', 'task')
+  settings = {key: value for key, value in recipe['stages'][stage].items() if key not in other}
   if recipe['stages'][stage]['stage'] not in ('generate', 'evaluate'):
     settings['of'] = stage
   definitions = list(programs.roles_of(recipe, stage).values())
@@ -108,7 +113,8 @@ def same(recipe, stage: str) -> str:
   return json.dumps([settings, definitions], sort_keys=True, default=str)
 
 
-def plan(recipe: Mapping[str, Any], where: chips.Slice, *, only: str | None = None, prompt: int = programs.PROMPT, say=lambda line: None) -> dict[str, Any]:
+def plan(recipe: Mapping[str, Any], where: chips.Slice, *, only: str | None = None, prompt: int = programs.PROMPT,
+         say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
   """{stages, shapes, ...} of a recipe on one slice. ValueError: a recipe or a stage without such steps."""
   if only is not None and only not in recipe['stages']:
     raise ValueError(f'--only: there is no stage {only!r}; there is {", ".join(recipe["stages"])}')
@@ -120,15 +126,13 @@ def plan(recipe: Mapping[str, Any], where: chips.Slice, *, only: str | None = No
   groups: dict[str, list[str]] = {}
   for name in kinds:
     groups.setdefault(same(recipe, name), []).append(name)
-  out = dict(topology=where.name, chips=len(where.devices), chip=None if where.chip is None else where.chip._asdict(), prompt=prompt, stages=[])
+  chip = None if where.chip is None else where.chip._asdict()
+  out = dict(topology=where.name, chips=len(where.devices), chip=chip, prompt=prompt, stages=[])
   for names in groups.values():
     say(f'{where.name}: {", ".join(names)} ...')
     out['stages'].append(dict(names=names, rows=plan_stage(recipe, names[0], where, prompt=prompt)))
-  sources = {}
-  for name in kinds:
-    for definition in programs.roles_of(recipe, name).values():
-      sources.setdefault(programs.shape_of(definition)[2], 0)
-  return {**out, 'shapes_from': list(sources)}
+  origins = [programs.shape_of(definition)[2] for name in kinds for definition in programs.roles_of(recipe, name).values()]
+  return {**out, 'shapes_from': list(dict.fromkeys(origins))}
 
 
 def main(argv) -> int:
@@ -143,7 +147,8 @@ def main(argv) -> int:
     made = []
     for name in _TOPOLOGY.value:
       where = chips.slice_of(name)
-      made.append(plan(recipe, where, only=main_lib.only(), prompt=_PROMPT.value, say=lambda line: print(line, file=sys.stderr, flush=True)))
+      say = lambda line: print(line, file=sys.stderr, flush=True)
+      made.append(plan(recipe, where, only=main_lib.only(), prompt=_PROMPT.value, say=say))
       plan_table.show(made[-1])
       if _JSON.value:
         pathlib.Path(_JSON.value).write_text(json.dumps(made, indent=1) + '\n', encoding='utf-8')

@@ -38,7 +38,7 @@ def _rows(plan: Mapping[str, Any]):
   """(name, row) of every program; a row with a change is indented."""
   for stage in plan['stages']:
     for row in stage['rows']:
-      name = (stage['names'][0] if row['step'] in ('train', 'label') else f'{stage["names"][0]} {row["step"]}') if row['step'] else stage['names'][0]
+      name = f'{stage["names"][0]} {row["step"]}' if row['step'] in ('read', 'write') else stage['names'][0]
       yield (f'  changed {row["step"]}' if 'change' in row else name), row
 
 
@@ -46,7 +46,8 @@ def show(plan: Mapping[str, Any]) -> None:
   """Prints a plan."""
   console, chip = _console(), plan['chip']
   told = 'a CPU: no roofline, and nothing to fit' if chip is None else (
-      f'{chip["memory"] / GIB:.0f} GiB, {chip["flops"] / 1e12:.0f} TFLOP/s bf16, {chip["bandwidth"] / 1e9:,.0f} GB/s HBM, {chip["links"] / 1e9:.0f} GB/s links')
+      f'{chip["memory"] / GIB:.0f} GiB, {chip["flops"] / 1e12:.0f} TFLOP/s bf16, {chip["bandwidth"] / 1e9:,.0f} GB/s HBM, '
+      f'{chip["links"] / 1e9:.0f} GB/s links')
   console.print(f'\n[bold]{plan["topology"]}[/bold]: {plan["chips"]} devices of {told}')
   unit = (GIB, 'GiB') if any(row.get('total', 0) > GIB / 4 for _, row in _rows(plan)) else (2 ** 20, 'MiB')
   gib = lambda size: _of(size, unit[0])
@@ -59,33 +60,35 @@ def show(plan: Mapping[str, Any]) -> None:
     held, compiler = row['held'], row['compiler']
     known = 'arguments' in compiler
     memory.add_row(
-        name, fits, gib(row['total']), gib(held.get('params', 0)), gib(held.get('optimiser', 0)), gib(held.get('rows', 0) + held.get('cache', 0)),
-        gib(sum(row['beside'].values())), gib(compiler['results']) if known else '?', gib(compiler['temporaries']) if known else '?',
+        name, fits, gib(row['total']), gib(held.get('params', 0)), gib(held.get('optimiser', 0)),
+        gib(held.get('rows', 0) + held.get('cache', 0)), gib(sum(row['beside'].values())), gib(compiler['results']) if known else '?', gib(compiler['temporaries']) if known else '?',
         f'{gib(row["predicted_total"])} {100 * row["difference"]:+.0f}%' if row['total'] == row['total'] else gib(row['predicted_total']))
   console.print(memory)
-  work = _table(('a call, a chip', 'mesh', 'FLOP', 'HBM', 'links', 'ms', 'bound', 'tokens/s', 'MFU', 'compiled'), left=2)
+  work = _table(('a call, a chip', 'FLOP', 'HBM', 'links', 'ms', 'bound by', 'tokens/s', 'MFU', 'compiled'))
   for name, row in _rows(plan):
     if 'flops' not in row:
       continue
-    mesh = ' '.join(f'{axis} {size}' for axis, size in row['mesh'].items()) or '1'
-    mesh = f'{row["groups"]} x ({mesh})' if row['groups'] > 1 else mesh
     line = row.get('roofline')
     work.add_row(
-        name, mesh, figure(row['flops']), figure(row['bytes']) + 'B', figure(sum(c['bytes'] for c in row['collectives'].values())) + 'B',
-        *((f'{1000 * line["seconds"]:.3g}', line['bound'], figure(line['tokens']), f'{100 * line["mfu"]:.0f}%') if line else ('', '', '', '')),
+        name, figure(row['flops']), figure(row['bytes']) + 'B', figure(sum(c['bytes'] for c in row['collectives'].values())) + 'B',
+        *(('', '', '', '') if not line else
+          (f'{1000 * line["seconds"]:.3g}', line['bound'], figure(line['tokens']), f'{100 * line["mfu"]:.0f}%')),
         f'{row["compile_seconds"]:.0f} s')
   console.print(work)
   for name, row in _rows(plan):
-    if row.get('collectives'):
-      kinds = ', '.join(f'{kind} {c["count"]:,} x {figure(c["bytes"] / max(c["count"], 1))}B' for kind, c in row['collectives'].items())
-      console.print(f'{name.strip()}: {kinds}', style='dim')
+    if 'collectives' in row:
+      mesh = ' x '.join(f'{axis} {size}' for axis, size in row['mesh'].items()) or 'one chip'
+      mesh = f'{row["groups"]} groups of {mesh}' if row['groups'] > 1 else mesh
+      kinds = [f'{kind} {c["count"]:,} x {figure(c["bytes"] / max(c["count"], 1))}B' for kind, c in row['collectives'].items()]
+      console.print(f'{name.strip()}: {mesh}; {", ".join(kinds) or "no collectives"}', style='dim')
   for stage in plan['stages']:
     names, rows = stage['names'], stage['rows']
     if len(names) > 1:
       console.print(f'{names[0]}: the same programs as {", ".join(names[1:])}')
     for row in rows:
       if 'refused' in row or row.get('error'):
-        console.print(f'{names[0]}: {"does not fit: " if row.get("error") else ""}{row.get("refused") or row["error"]}', style='red', markup=False)
+        why = row.get('refused') or f'does not fit: {row["error"]}'
+        console.print(f'{names[0]}: {why}', style='red', markup=False)
     changes = list(dict.fromkeys(row['change'] for row in rows if 'change' in row))
     for change in changes:
       console.print(f'{names[0]}: fits with\n  {change}', style='bold', markup=False)

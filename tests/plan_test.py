@@ -96,7 +96,8 @@ def test_one_line_for_an_unknown_slice():
 
 
 def test_the_command(tmp_path):
-  found = command('--config=configs/gsm8k.py:tiny', '--topology=cpu:8', '--only=label', f'--json={tmp_path / "plan.json"}', '--config.stages.label.length=128')
+  found = command('--config=configs/gsm8k.py:tiny', '--topology=cpu:8', '--only=label', f'--json={tmp_path / "plan.json"}',
+                  '--config.stages.label.length=128')
   assert found.returncode == 0, found.stderr
   assert 'label' in found.stdout and 'Traceback' not in found.stderr
   (one,) = json.loads((tmp_path / 'plan.json').read_text())

@@ -8,9 +8,8 @@ import numpy as np
 
 
 class Chip(NamedTuple):
-  """One chip. memory: bytes of HBM; flops: bfloat16 a second; bandwidth: of HBM, bytes a second; links: bytes a second that all links of the
-  interconnect together send; axes: of the torus; kind: what JAX calls it; variant: of the
-  compiler's chip (None: its default)."""
+  """One chip. memory: bytes of HBM; flops: bfloat16 a second; bandwidth: of HBM, bytes a second; links: bytes a second that all links of
+  the interconnect together send; axes: of the torus; kind: what JAX calls it; variant: of the compiler's chip (None: its default)."""
   memory: float
   flops: float
   bandwidth: float
@@ -20,8 +19,8 @@ class Chip(NamedTuple):
   variant: str | None = None
 
 
-# docs.cloud.google.com/tpu/docs/v4, /v5e, /v5p, /v6e: peak compute (bf16), HBM capacity and bandwidth, interconnect (ICI) bandwidth of a chip
-# (given there as Gbit/s, and on newer pages for both directions together)
+# docs.cloud.google.com/tpu/docs/v4, /v5e, /v5p, /v6e: peak compute (bf16), HBM capacity and bandwidth, interconnect (ICI) bandwidth of a
+# chip (given there as Gbit/s, and on newer pages for both directions together)
 CHIPS: Mapping[str, Chip] = {
     'v4': Chip(32 * 2 ** 30, 275e12, 1228e9, 300e9, 3, 'TPU v4', 'megacore'),
     'v5e': Chip(16 * 2 ** 30, 197e12, 819e9, 200e9, 2, 'TPU v5 lite'),
@@ -30,8 +29,9 @@ CHIPS: Mapping[str, Chip] = {
 }
 RESERVED = 2 ** 28      # bytes of a chip's memory that the runtime keeps; programs may have the rest
 HOST = 4      # chips of a host; a slice of fewer is one host
-# what libtpu asks of the machine it believes to be on, and complains about
-_QUIET = dict(TPU_SKIP_MDS_QUERY='1', TPU_WORKER_HOSTNAMES='localhost', TPU_WORKER_ID='0', TPU_ACCELERATOR_TYPE='v5litepod-4', TF_CPP_MIN_LOG_LEVEL='3')
+# what libtpu asks of the machine it believes to be on, and complains about; several may compile at once
+_QUIET = dict(ALLOW_MULTIPLE_LIBTPU_LOAD='1', TPU_SKIP_MDS_QUERY='1', TPU_WORKER_HOSTNAMES='localhost', TPU_WORKER_ID='0',
+              TPU_ACCELERATOR_TYPE='v5litepod-4', TF_CPP_MIN_LOG_LEVEL='3')
 
 
 class Slice(NamedTuple):
@@ -65,12 +65,13 @@ def prepare(names: Sequence[str]) -> None:
 
 
 def slice_of(name: str) -> Slice:
-  """The Slice of a name such as 'v6e:16x16' or 'cpu:8'. Errors: ValueError as `parse`, or a slice that does not exist; ImportError: no libtpu."""
+  """The Slice of a name such as 'v6e:16x16' or 'cpu:8'. ValueError: as `parse`, or a slice that does not exist. ImportError: no libtpu."""
   kind, sizes = parse(name)
   if kind == 'cpu':
     devices = jax.devices('cpu')
     if len(devices) < sizes[0]:
-      raise ValueError(f'topology {name!r}: this process has {len(devices)} CPU devices; set XLA_FLAGS=--xla_force_host_platform_device_count={sizes[0]}')
+      raise ValueError(f'topology {name!r}: this process has {len(devices)} CPU devices; '
+                       f'set XLA_FLAGS=--xla_force_host_platform_device_count={sizes[0]}')
     return Slice(name, None, devices[:sizes[0]])
   try:
     import libtpu  # noqa: F401 (the compiler)

@@ -7,9 +7,12 @@ import re
 from typing import Mapping, NamedTuple, Sequence
 
 COLLECTIVES = ('all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all', 'collective-permute')
-WIDTH = dict(pred=1, s4=0.5, u4=0.5, bf16=2, f16=2, s16=2, u16=2, f32=4, s32=4, u32=4, f64=8, s64=8, u64=8, c64=8, c128=16, token=0)      # else 1
-_FREE = {'parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'while', 'conditional', 'call', 'after-all', 'iota', 'partition-id',
-         'copy-done', 'slice-done', 'async-done', 'optimization-barrier', 'custom-call'}      # custom calls: the compiler's own marks and buffers
+# bytes of a number; of those that are not named 1
+WIDTH = dict(s4=0.5, u4=0.5, bf16=2, f16=2, s16=2, u16=2, f32=4, s32=4, u32=4, f64=8, s64=8, u64=8, c64=8, c128=16, token=0)
+# what moves nothing; custom calls are the compiler's own marks and buffers
+_FREE = {'parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'while', 'conditional', 'call', 'after-all', 'iota',
+         'partition-id', 'copy-done', 'slice-done', 'async-done', 'optimization-barrier', 'custom-call'}
+_BY_ELEMENT = {'reduce', 'scatter', 'sort', 'map', 'all-reduce', 'all-reduce-start', 'reduce-scatter'}      # call a function of numbers
 _ARRAY = re.compile(r'(\w+)\[([\d,]*)\](\{[^}]*\})?')
 _LINE = re.compile(r'^\s*(ROOT )?%?([\w.-]+) = (.*)$')
 _CALLED = re.compile(r'(?:calls|to_apply|body|condition|branch_computations|called_computations)=(\{[^}]*\}|%?[\w.-]+)')
@@ -33,7 +36,7 @@ class Collective(NamedTuple):
 
 
 class Work(NamedTuple):
-  """On one device, loops counted as often as they run. flops: of matrix products, 2 a multiply-add; bytes: moved between the fusions and HBM;
+  """On one device, loops counted as often as they run. flops: of matrix products, 2 a multiply-add; bytes: moved between fusions and HBM;
   assumed: loops whose count the program does not say and that were counted `unknown` times."""
   flops: float
   bytes: float
@@ -64,7 +67,7 @@ def read(text: str, *, unknown: int = 1) -> Work:
           seen[key] = (times, times * _size(_result(op)))
       if not inner and op.kind not in _FREE:
         total['bytes'] += times * _moved(op, types, computations)
-      for called in _called(op) if op.kind not in ('reduce', 'scatter', 'sort', 'all-reduce', 'reduce-scatter', 'all-reduce-start', 'map') else ():
+      for called in _called(op) if op.kind not in _BY_ELEMENT else ():
         visit(called, times, inner or op.kind == 'fusion')
 
   visit(entry, 1, False)
@@ -122,7 +125,8 @@ def _arrays(type_: str) -> list[tuple[str, tuple[int, ...], str]]:
 
 def _size(type_: str, *, near: bool = True) -> float:
   """Bytes of a type. near=False: without what lies in memory on the chip, 'S(1)', which does not go over HBM's wires."""
-  return sum(math.prod(dims) * WIDTH.get(dtype, 1) for dtype, dims, layout in _arrays(type_) if near or not re.search(r'S\([1-9]\)', layout))
+  counted = lambda layout: near or not re.search(r'S\([1-9]\)', layout)
+  return sum(math.prod(dims) * WIDTH.get(dtype, 1) for dtype, dims, layout in _arrays(type_) if counted(layout))
 
 
 def _result(op: Op) -> str:
@@ -147,7 +151,8 @@ def _trips(op: Op, computations) -> int | None:
     return int(said[1])
   condition = computations[_named(op.rest, 'condition')]
   found = _constants(condition.values(), computations)
-  return max(found) if len(found) == 1 and any(re.search(r'direction=LT', one.rest) for one in _below(condition.values(), computations)) else None
+  below = any('direction=LT' in one.rest for one in _below(condition.values(), computations))
+  return found[0] if len(found) == 1 and below else None
 
 
 def _below(ops, computations):
@@ -212,7 +217,8 @@ def _moved(op: Op, types: Mapping[str, str], computations) -> float:
   if op.kind != 'fusion':
     return far(op.type) + sum(far(types.get(name, '')) for name in op.given)
   inside = computations[_called(op)[0]]
-  updated = {_source(one.given[0], inside): _size(inside[one.given[1]].type) for one in inside.values() if one.kind == 'dynamic-update-slice'}
+  updates = [one for one in inside.values() if one.kind == 'dynamic-update-slice']
+  updated = {_source(one.given[0], inside): _size(inside[one.given[1]].type) for one in updates}
   read = 0.0
   for parameter in inside.values():
     if parameter.kind == 'parameter':

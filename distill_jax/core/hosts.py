@@ -187,7 +187,8 @@ def groups(mesh: Mesh) -> list[tuple[Mesh, frozenset]]:
   """(mesh, hosts) of each group of the hosts that own the devices of a mesh; see `group`."""
   rows = mesh.devices.reshape(mesh.devices.shape[0], -1)
   owners = [frozenset(device.process_index for device in row) for row in rows]
-  return [(Mesh(mesh.devices[[i for i, hosts in enumerate(owners) if hosts <= joined]], mesh.axis_names), joined) for joined in _join(owners)]
+  part = lambda joined: mesh.devices[[i for i, hosts in enumerate(owners) if hosts <= joined]]
+  return [(Mesh(part(joined), mesh.axis_names), joined) for joined in _join(owners)]
 
 
 def _join(owners: Sequence[frozenset]) -> list[frozenset]:

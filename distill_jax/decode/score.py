@@ -44,7 +44,7 @@ def top_k(model: Model, params, batch: Mapping[str, Any], *, k: int, temperature
 
 
 def _top_k(x: Array, k: int) -> tuple[Array, Array]:
-  """jax.lax.top_k of a sweep's logits [pieces, chunk, V], each piece where it lies. Left alone, the compiler brings all to every device for it.
+  """jax.lax.top_k of a sweep's logits [pieces, chunk, V], each piece where it lies. Left alone, the compiler brings all of them everywhere.
 
   (By shard_map: custom_partitioning does not exist on TPUs, github.com/jax-ml/jax/issues/38196.)
   """

@@ -4,8 +4,8 @@ Source of each row: config.json of the repository named by its key, huggingface.
 """
 from typing import Any, Mapping
 
-_QWEN = dict(architectures=['Qwen2ForCausalLM'], model_type='qwen2', hidden_act='silu', rms_norm_eps=1e-6, rope_theta=1000000.0, use_sliding_window=False,
-             max_position_embeddings=32768)
+_QWEN = dict(architectures=['Qwen2ForCausalLM'], model_type='qwen2', hidden_act='silu', rms_norm_eps=1e-6, rope_theta=1000000.0,
+             use_sliding_window=False, max_position_embeddings=32768)
 _QWEN_HALF = dict(_QWEN, hidden_size=896, num_hidden_layers=24, num_attention_heads=14, num_key_value_heads=2, intermediate_size=4864,
                   vocab_size=151936, tie_word_embeddings=True)
 _QWEN_1_5 = dict(_QWEN, hidden_size=1536, num_hidden_layers=28, num_attention_heads=12, num_key_value_heads=2, intermediate_size=8960,

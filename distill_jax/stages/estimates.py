@@ -1,6 +1,7 @@
 """Estimates beside what the compiler says: bytes a chip by formula, model operations, the roofline, and what would make a step fit.
 
-Of the model in every formula: D width, V vocabulary, H heads, K key-value heads, C width of a head, M of the MLP, n layers, L tokens of a row.
+Of the model in every formula: D width, V vocabulary, H heads, K key-value heads, C width of a head, M of the MLP, L tokens of a row.
+What a compiler needs beside the arrays that the algorithm names is a count of such arrays below, measured once with libtpu for v5e.
 """
 import copy
 import json
@@ -16,9 +17,11 @@ from distill_jax.core.hlo import Work
 from distill_jax.stages import programs as programs_lib
 from distill_jax.stages.programs import Program, bytes_of
 
-SCORES = 3      # arrays [rows, H, L, L] in float32 that the backward pass of one layer's attention holds: shares, their gradient, that of the scores
-LOGITS = 3      # arrays [chunk, V] in float32 that one chunk of a loss holds
-SAVED = dict(none=lambda c: 9 * c['width'] + 3 * c['heads'] * c['head_dim'] + 5 * c['mlp_width'],      # by token and layer, beside the layer's input
+SCORES = 3      # arrays [rows, H, L, L] in float32 of one layer's attention, backward: shares, their gradient, that of the scores
+LOGITS = dict(targets=2.25, labels=3.75)      # arrays [chunk, V] in float32 of one chunk of a loss; top-k labels scatter into some more
+LANES = 128     # a head narrower than this is laid out along its slots where it is attended to, in a copy
+# numbers kept by token and layer for the backward pass, beside the layer's input
+SAVED = dict(none=lambda c: 9 * c['width'] + 3 * c['heads'] * c['head_dim'] + 5 * c['mlp_width'],
              dots=lambda c: 2 * c['width'] + (c['heads'] + 2 * c['kv_heads']) * c['head_dim'] + 2 * c['mlp_width'], full=lambda c: 0)
 
 
@@ -31,7 +34,7 @@ def predict(program: Program) -> dict[str, float]:
 
 
 def _sizes(program: Program, role) -> tuple[Mapping[str, Any], int, int, int, bool]:
-  """(config, bytes of a number in a product, pieces of the vocabulary, pieces of the heads, whether weights are cut over the rows' axes)."""
+  """(config, bytes of a number in a product, pieces of the vocabulary, pieces of the heads, whether weights are cut over fsdp)."""
   config, mesh = role.model.config, program.mesh
   tensor = mesh.shape['tensor']
   return config, jnp.dtype(config['dtype']).itemsize, tensor, tensor if config['heads'] % tensor == 0 else 1, mesh.shape['fsdp'] > 1
@@ -64,7 +67,7 @@ def _train(program: Program) -> dict[str, float]:
     out['head'] += (_table(c, vocab, kept) * (1 if c['tied'] else 2) if cut else 0) + _table(c, vocab, 4)
     tokens = rows * length
     chunk = min(tokens, -(-tokens // about['rounds']))
-    out['working'] += max(SCORES * scores, LOGITS * chunk * c['vocab_size'] / vocab * 4)
+    out['working'] += max(SCORES * scores, LOGITS['labels' if about['labels'] else 'targets'] * chunk * c['vocab_size'] / vocab * 4)
   return out
 
 
@@ -79,10 +82,15 @@ def _label(program: Program) -> dict[str, float]:
     if cut:
       out['head'] += _table(c, vocab, kept)
     # top-k sees the whole vocabulary of a token, however the product was cut
-    logits = chunk * c['vocab_size'] * 4 * ((LOGITS - 1) + (vocab > 1))
+    logits = chunk * c['vocab_size'] * 4 * (2 + (vocab > 1))
     scores = tokens * c['heads'] / heads * about['length'] * 4
     out['working'] = max(out['working'], logits if about['k'] else tokens * c['width'] * 4, 2 * scores)
   return out
+
+
+def _cut(config, pieces: int) -> int:
+  """Into how many pieces the compiler cuts caches by head, where heads are cut."""
+  return pieces if config['kv_heads'] % pieces == 0 else 1
 
 
 def _read(program: Program) -> dict[str, float]:
@@ -90,17 +98,19 @@ def _read(program: Program) -> dict[str, float]:
   c, number, vocab, heads, cut = _sizes(program, role)
   rows = about['prompts'] / mesh_lib.row_count(program.mesh)
   scores = rows * c['heads'] / heads * about['width'] ** 2 * 4
-  caches = rows * 2 * c['layers'] * c['kv_heads'] * c['head_dim'] * number
-  return dict(new=caches * about['slots'], working=2 * scores + caches * about['width'])
+  slot = rows * 2 * c['layers'] * c['kv_heads'] * c['head_dim'] * number / _cut(c, heads)
+  wide = max(LANES / c['head_dim'], 1)      # how much wider a narrow head is stored
+  return dict(new=slot * about['slots'], working=2 * scores + slot * (2 * wide * about['width'] + (wide > 1) * about['slots']))
 
 
 def _write(program: Program) -> dict[str, float]:
   about, ((role, _),) = program.about, program.roles.values()
   c, number, vocab, heads, cut = _sizes(program, role)
   rows = about['taken'] / mesh_lib.row_count(program.mesh)
-  whole = bytes_of(program.parts['cache'])
-  # where heads are cut, the compiler hands the caches back cut by head, and cannot do so in place
-  return dict(new=whole / heads if heads > 1 and c['kv_heads'] % heads == 0 else 0.0, working=2 * rows * c['vocab_size'] / vocab * 4)
+  whole, pieces = bytes_of(program.parts['cache']), _cut(c, heads)
+  copy = whole * -(-about['slots'] // LANES) * LANES / about['slots'] if c['head_dim'] < LANES else 0
+  # caches that are cut by head come back so, and cannot in place
+  return dict(new=whole / pieces if pieces > 1 else 0.0, working=copy / pieces + 2 * rows * c['vocab_size'] / vocab * 4)
 
 
 def _share_of_tables(config) -> float:
@@ -115,10 +125,12 @@ def _matrices(c: Mapping[str, Any]) -> int:
 
 
 def model_flops(program: Program) -> float:
-  """Operations that the models' own mathematics needs for one call, over all chips: 2 a multiply-add of every matrix, and of attention over the
-  tokens that may be seen; three times that for what learns (Kaplan et al. 2020, arXiv 2001.08361, section 2.1). Nothing recomputed counts."""
+  """Operations that the models' own mathematics needs for one call, over all chips: 2 a multiply-add of every matrix, and of attention
+  over the tokens that may be seen; three times that for what learns (Kaplan et al. 2020, arXiv 2001.08361, section 2.1). Nothing that is
+  recomputed counts."""
   about, total = program.about, 0.0
-  seen = dict(train=about.get('length', 0) / 2, label=about.get('length', 0) / 2, read=about.get('width', 0) / 2, write=about.get('slots', 0))
+  half = about.get('length', about.get('width', 0)) / 2
+  seen = dict(train=half, label=half, read=half, write=about.get('slots', 0))
   for role, state in program.roles.values():
     c = role.model.config
     token = 2 * c['layers'] * _matrices(c) + 4 * c['layers'] * c['heads'] * c['head_dim'] * seen[program.kind]
@@ -138,10 +150,12 @@ class Roofline(NamedTuple):
 
 def roofline(program: Program, work: Work, chip: Chip) -> Roofline:
   """As if products, memory and links each ran at their peak, at once (Williams et al. 2009): no step is faster, a real one is slower."""
-  times = dict(compute=work.flops / chip.flops, memory=work.bytes / chip.bandwidth, links=sum(c.bytes for c in work.collectives) / chip.links)
+  sent = sum(c.bytes for c in work.collectives)
+  times = dict(compute=work.flops / chip.flops, memory=work.bytes / chip.bandwidth, links=sent / chip.links)
   bound = max(times, key=times.get)
   seconds = times[bound]
-  return Roofline(seconds, bound, program.groups * program.tokens / seconds, model_flops(program) / (seconds * program.mesh.size * chip.flops))
+  mfu = model_flops(program) / (seconds * program.mesh.size * chip.flops)
+  return Roofline(seconds, bound, program.groups * program.tokens / seconds, mfu)
 
 
 Change = tuple[tuple[str, Any], ...]      # (path below the recipe, value), ...
@@ -174,11 +188,12 @@ def spell(change: Change, recipe: Mapping[str, Any]) -> str:
     for name in inner[1:]:
       into = into.setdefault(name, {})
     into[last] = value
-  return ' '.join(shlex.quote(f'--config.{path}={json.dumps(value) if isinstance(value, dict) else value}') for path, value in flags.items())
+  text = lambda value: json.dumps(value) if isinstance(value, dict) else value
+  return ' '.join(shlex.quote(f'--config.{path}={text(value)}') for path, value in flags.items())
 
 
 def changes(recipe: Mapping[str, Any], stage: str, count: int) -> Iterator[Change]:
-  """What may make a stage fit on `count` chips, cheap changes first: by itself, then several together. Sizes of rows and the method stay."""
+  """What may make a stage fit on `count` chips, cheap changes first, each by itself, then together. What is learned stays as it is."""
   settings = recipe['stages'][stage]
   how = {**(recipe.get('how') or {}), **(settings.get('how') or {})}
   at, kind = f'stages.{stage}', settings['stage']
@@ -186,8 +201,8 @@ def changes(recipe: Mapping[str, Any], stage: str, count: int) -> Iterator[Chang
   trained = set() if kind != 'train' else {'student'} if 'lr' in optim else set(optim)
   numbers = (('params_dtype', 'bfloat16'),)
   learns = _learns(recipe)      # by any stage: what it is kept in there stays
-  frozen = tuple((f'roles.{source}.{key}', value) for name, source in settings['roles'].items() if name not in trained and source not in learns
-                 for key, value in numbers if programs_lib.definition_of(recipe, source).get(key) != value)
+  fixed = [source for name, source in settings['roles'].items() if name not in trained and source not in learns]
+  frozen = tuple((f'roles.{source}.{key}', value) for source in fixed for key, value in numbers if programs_lib.definition_of(recipe, source).get(key) != value)
   remat = tuple((f'roles.{settings["roles"][name]}.overrides.remat', 'full') for name in sorted(trained)
                 if programs_lib.shape_of(programs_lib.definition_of(recipe, settings['roles'][name]))[1].get('remat') != 'full')
   many = [((f'{at}.how.microbatches', how.get('microbatches', 1) * n),) for n in (2, 4, 8, 16)] if kind == 'train' else [

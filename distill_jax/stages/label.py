@@ -91,7 +91,7 @@ def _mass(ids_LK, logps_LK, weights_L):
 
 
 def saying(method, cache, seed, mesh, rules):
-  """say(params by role, rows), jitted: the labels of a batch on the mesh, those of the method, or random draws from them, which follow the ids of the rows."""
+  """say(params by role, rows), jitted: the labels of a batch, those of the method or random draws from them, which follow the rows' ids."""
   def say(params, rows):
     with mesh_lib.on(mesh, rules):
       return labels(params, rows)

@@ -1,4 +1,4 @@
-"""The programs that the stages of a recipe run, over shapes alone: what is jitted by train, label, generate and evaluate, ready to be compiled for
+"""The programs that the stages of a recipe run, over shapes alone: what train, label, generate and evaluate jit, ready to be compiled for
 devices that need not be here. No weight, text or row is read.
 """
 import pathlib
@@ -21,6 +21,7 @@ from distill_jax.stages.train import make_run
 
 PACKED = 8           # examples a row that is packed holds at most, where no row is read
 PROMPT = 256         # tokens of the longest prompt, where no prompt is read
+BY_TOKEN = ('tokens', 'targets', 'weights', 'segments', 'positions')
 MANY = 1 << 20       # texts, where no question is counted: more than the pool has rows
 
 Shapes = Any         # a tree of jax.ShapeDtypeStruct with shardings
@@ -29,9 +30,10 @@ Shapes = Any         # a tree of jax.ShapeDtypeStruct with shardings
 class Program(NamedTuple):
   """One jitted function and its arguments, as shapes on a mesh.
 
-  kind: 'train', 'label', 'read' (prompts) or 'write' (a turn of new tokens). tokens: handled by a call, at most. rounds: how often its loops of a
-  length known only at run time run, at most (chunks of a loss, tokens of a turn). parts: arguments by what they are, for the table; beside: what
-  lies on the chips meanwhile without being an argument. roles: those that compute: (Role, 'trained' | 'frozen'). about: sizes that estimates need.
+  kind: 'train', 'label', 'read' (prompts) or 'write' (a turn of new tokens). tokens: handled by a call, at most. rounds: how often its
+  loops of a length known only at run time run, at most (chunks of a loss, tokens of a turn). parts: arguments by what they are, for the
+  table; beside: what lies on the chips meanwhile without being an argument. roles: those that compute: (Role, 'trained' | 'frozen').
+  about: sizes that estimates need.
   groups: how many groups of hosts run it at once, each on a mesh like this.
   """
   kind: str
@@ -87,8 +89,8 @@ def _checkpoint(source: str) -> tuple[str, dict, str]:
   except Exception as error:      # the client raises many kinds; all mean that the file is not here
     if source in published.SHAPES:
       return *published.config_of(source), f'{source} as published (the hub and its cache do not answer)'
-    raise ValueError(f'{source!r} is no local directory, the hub and its cache do not answer ({type(error).__name__}), and its shape is not in the table '
-                     f'of {", ".join(published.SHAPES)}. Pass a directory that holds its config.json') from None
+    raise ValueError(f'{source!r} is no local directory, the hub and its cache do not answer ({type(error).__name__}), and its shape is '
+                     f'not in the table of {", ".join(published.SHAPES)}. Pass a directory that holds its config.json') from None
 
 
 def shapes_on(shapes: Any, where: Any, dtype: str | None = None) -> Shapes:
@@ -112,7 +114,7 @@ def rows_of(mesh: Mesh, *, batch: int, length: int, packed: bool, labels: Mappin
   """The shapes of a batch of `data.rows`. labels: shapes of what a label stage adds."""
   rows, out = mesh_lib.rows(mesh), {}
   one = lambda name, *shape: jax.ShapeDtypeStruct((batch, *shape), rows_lib.declared(name).dtype, sharding=rows)
-  for name in ('tokens', 'targets', 'weights', 'segments', 'positions'):
+  for name in BY_TOKEN:
     out[name] = one(name, length)
   out |= dict(row=one('row', 2), examples=one('examples', PACKED if packed else 1, 2))
   if labels:
@@ -121,7 +123,7 @@ def rows_of(mesh: Mesh, *, batch: int, length: int, packed: bool, labels: Mappin
 
 
 def programs_of(recipe: Mapping[str, Any], stage: str, devices: Sequence[jax.Device], *, prompt: int = PROMPT) -> list[Program]:
-  """The programs of a stage on these devices; [] where it runs none. prompt: tokens of the longest prompt. ValueError: what the stage refuses."""
+  """The programs of a stage on these devices; [] where it runs none. prompt: tokens of the longest. ValueError: what the stage refuses."""
   settings = dict(recipe['stages'][stage])
   maker = dict(train=_train, label=_label, generate=_decode, evaluate=_decode).get(settings['stage'])
   if maker is None or settings['stage'] != 'train' and not settings.get('roles'):
@@ -146,8 +148,8 @@ def _train(recipe, settings, how, mesh, roles, prompt) -> list[Program]:
     if recipe['stages'][source]['stage'] == 'label':
       labels = _labels(recipe, source, length)
   params = {name: role.params for name, role in roles.items()}
-  run = make_run(roles, params, method=settings['method'], optim=optim, steps=settings['steps'], batch=batch, microbatches=microbatches, mesh=mesh,
-                 rules=layout(how))
+  run = make_run(roles, params, method=settings['method'], optim=optim, steps=settings['steps'], batch=batch, microbatches=microbatches,
+                 mesh=mesh, rules=layout(how))
   rows = rows_of(mesh, batch=batch, length=length, packed=settings.get('pack', True), labels=labels)
   # a sweep of the loss is at most all tokens of a piece in chunks: see losses/sweep.py
   with mesh_lib.on(mesh, layout(how)):
@@ -176,7 +178,7 @@ def _labels(recipe, stage, length) -> Mapping[str, Any]:
     roles[name] = Role(MODELS[kind](**config))
   made = make_method(settings['method'], roles)
   params = {name: jax.eval_shape(role.model.init, jax.random.key(0)) for name, role in roles.items()}
-  rows = {name: jax.ShapeDtypeStruct((1, length), rows_lib.declared(name).dtype) for name in ('tokens', 'targets', 'weights', 'segments', 'positions')}
+  rows = {name: jax.ShapeDtypeStruct((1, length), rows_lib.declared(name).dtype) for name in BY_TOKEN}
   return jax.eval_shape(lambda params, rows: made.label(params, rows, jax.random.key(0)), params, rows)
 
 
@@ -194,7 +196,8 @@ def _label(recipe, settings, how, mesh, roles, prompt) -> list[Program]:
     rounds = _chunks(batch * length // mesh_lib.row_count(mesh), max(role.model.config['vocab_size'] for role in frozen.values()))
   rounds = rounds if settings['method'].get('k') else 1
   return [Program('label', say, (params, rows), mesh, batch * length, rounds, dict(params=params, rows=rows),
-                  {name: role.params for name, role in roles.items() if name not in frozen}, {name: (role, 'frozen') for name, role in frozen.items()},
+                  {name: role.params for name, role in roles.items() if name not in frozen},
+                  {name: (role, 'frozen') for name, role in frozen.items()},
                   dict(batch=batch, length=length, rounds=rounds, k=settings['method'].get('k')))]
 
 
@@ -202,9 +205,10 @@ def _decode(recipe, settings, how, mesh, roles, prompt) -> list[Program]:
   """The two programs that sampling spends its time in, at their widest: prompts are read, and a turn of tokens is written."""
   (role,) = roles.values()
   new = settings.get('max_new_tokens', 160)
-  asked = loop.check(loop.Settings(new, settings.get('samples', 4 if settings['stage'] == 'generate' else 1), float(settings.get(
-      'temperature', 0.7 if settings['stage'] == 'generate' else 0.0)), float(settings.get('top_p', 1.0)), int(settings.get('top_k', 0)), eos_id=0,
-      cache_dtype=settings.get('cache_dtype')))
+  samples, temperature = (4, 0.7) if settings['stage'] == 'generate' else (1, 0.0)      # as the stages have it
+  asked = loop.check(loop.Settings(
+      new, settings.get('samples', samples), float(settings.get('temperature', temperature)), float(settings.get('top_p', 1.0)),
+      int(settings.get('top_k', 0)), eos_id=0, cache_dtype=settings.get('cache_dtype')))
   static = (sample._static(role.model, mesh), asked, mesh)
   shapes = jax.eval_shape(role.model.ready, role.params)
   ready = shapes_on(shapes, mesh_lib.of_params(mesh, shapes, role.model.axes, mesh_lib.RULES))
@@ -221,13 +225,15 @@ def _decode(recipe, settings, how, mesh, roles, prompt) -> list[Program]:
   count = sizes.taken or sizes.rows
   live = jax.ShapeDtypeStruct((count,), jnp.bool_, sharding=everywhere)
   chosen = None if sizes.taken is None else jax.ShapeDtypeStruct((count,), jnp.int32, sharding=everywhere)
-  turn = lay(jax.eval_shape(lambda rows, chosen, live: pool.take(*static[:2], None, slots, batching.TURN, rows, None, chosen, live), rows, chosen, live))
+  take = lambda rows, chosen, live: pool.take(*static[:2], None, slots, batching.TURN, rows, None, chosen, live)
+  turn = lay(jax.eval_shape(take, rows, chosen, live))
   number = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=mesh_lib.rows(mesh) if shape else everywhere)
   width = sizes.reads[-1]
   about = dict(samples=asked.samples, rows=sizes.rows, taken=count, slots=slots, width=width, prompts=sizes.prompts)
   return [
-      Program('read', batching._read, (*static, slots, role.params, None, number(), number(sizes.prompts, width), number(sizes.prompts)), mesh,
-              sizes.prompts * width, 1, dict(params=role.params), dict(ready=ready, pool=rows), dict(student=(role, 'frozen')), about),
+      Program('read', batching._read,
+              (*static, slots, role.params, None, number(), number(sizes.prompts, width), number(sizes.prompts)), mesh, sizes.prompts * width,
+              1, dict(params=role.params), dict(ready=ready, pool=rows), dict(student=(role, 'frozen')), about),
       Program('write', batching._advance, (*static, ready, turn, number(), None, None), mesh, count * batching.TURN, batching.TURN,
               dict(params=ready, cache=turn), dict(params=role.params, pool=rows), dict(student=(role, 'frozen')), about)]
 

@@ -37,8 +37,8 @@ def train(out, inputs, *, seed, how, log, roles, method, steps, batch, optim, le
                                       loss_on_prompt=loss_on_prompt, overlong=overlong, length=length, pack=pack)
   params = {name: role.params for name, role in loaded.items()}
   loaded = {name: role._replace(params=None) for name, role in loaded.items()}
-  made, optimizers, run, state, frozen = make_run(loaded, params, method=method, optim=optim, steps=steps, batch=batch, microbatches=microbatches,
-                                                  mesh=mesh, rules=rules, task=task)
+  made, optimizers, run, state, frozen = make_run(
+      loaded, params, method=method, optim=optim, steps=steps, batch=batch, microbatches=microbatches, mesh=mesh, rules=rules, task=task)
   sizes = {name: parameters(loaded[name]._replace(params=params[name])) for name in optimizers}
   del params
   saved = checkpoint.Checkpoints(out / 'checkpoints', keep=how.get('keep', 2))
