@@ -24,26 +24,26 @@ def check(keywords: Mapping[str, Any]) -> None:
       _takes(role, optimizer, settings, given=('steps',))
   for name, role in (keywords.get('roles') or {}).items():
     if 'model' in role:
-      _named(f'roles.{name}.model', role['model'], 'model', MODELS, given=('vocab_size',))
+      _named(f'roles.{name}.model', role['model'], 'model', MODELS, optional=('vocab_size',))      # default: the tokenizer's
   for key in keywords.get('validate') or {}:
     if key not in VALIDATION:
       raise TypeError(f'validate: takes no key {key!r} (it takes: {", ".join(VALIDATION)})')
 
 
-def _named(where: str, definition: Mapping[str, Any], key: str, known: Mapping[str, Callable], given=()) -> None:
+def _named(where: str, definition: Mapping[str, Any], key: str, known: Mapping[str, Callable], given=(), optional=()) -> None:
   """Checks {key: name, **keywords} against the function of that name."""
   name = definition.get(key)
   if name not in known:
     raise ValueError(f'{where}: no {name!r}; there is {", ".join(known)}')
-  _takes(where, known[name], {k: v for k, v in definition.items() if k != key}, given)
+  _takes(where, known[name], {k: v for k, v in definition.items() if k != key}, given, optional)
 
 
-def _takes(where: str, function: Callable, keywords: Mapping[str, Any], given=()) -> None:
+def _takes(where: str, function: Callable, keywords: Mapping[str, Any], given=(), optional=()) -> None:
   parameters = inspect.signature(function).parameters
   names = [name for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY and name not in given]
   for key in keywords:
     if key not in names:
       raise TypeError(f'{where}.{key}: {function.__name__}() takes no keyword {key!r} (it takes: {", ".join(names)})')
   for name, p in parameters.items():
-    if p.kind is p.KEYWORD_ONLY and p.default is p.empty and name not in keywords and name not in given:
+    if p.kind is p.KEYWORD_ONLY and p.default is p.empty and name not in (*keywords, *given, *optional):
       raise TypeError(f'{where}: {function.__name__}() needs the keyword {name!r}')
