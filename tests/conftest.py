@@ -1,6 +1,7 @@
 """Every test runs on 8 fake CPU devices, compiled quickly; rank promotion raises; shared data is optional."""
 import os
 import pathlib
+import signal
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 if 'xla_force_host_platform_device_count' not in os.environ.get('XLA_FLAGS', ''):
@@ -11,6 +12,10 @@ if 'xla_backend_optimization_level' not in os.environ['XLA_FLAGS']:
                               ' --xla_cpu_use_fusion_emitters=false')
 os.environ.setdefault('HF_HUB_OFFLINE', '1')
 os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+  # what a shell starts in the background ignores Ctrl-C, and so would the programs that tests interrupt
+  signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
