@@ -55,18 +55,29 @@ def prove(directory, role, prompts) -> dict[str, Any]:
   worst, same = 0.0, True
   texts, _ = sample.write(role, role.params, prompts, [keys.content_id(p) for p in prompts], jax.random.key(0), max_new_tokens=PROOF_TOKENS,
                           temperature=0.0, batch=len(prompts))
-  for prompt, several in zip(prompts, texts):
-    start = [] if role.text.bos_id is None else [role.text.bos_id]
-    ids = start + tokenizer(prompt, add_special_tokens=False)['input_ids']
-    out = role.model.apply(role.params, {'tokens': np.asarray([ids], np.int32)})
-    ours_LV = np.asarray(out['head'].logits(out['hidden']))[0]
+  start = [] if role.text.bos_id is None else [role.text.bos_id]
+  rows = [start + tokenizer(prompt, add_special_tokens=False)['input_ids'] for prompt in prompts]
+  for ids, ours_LV, several in zip(rows, _logits(role, rows), texts):
     with torch.no_grad():
       theirs_LV = theirs(torch.tensor([ids])).logits[0].float().numpy()
       said = theirs.generate(torch.tensor([ids]), max_new_tokens=PROOF_TOKENS, do_sample=False, pad_token_id=role.text.pad_id)[0, len(ids):].tolist()
-    worst = max(worst, float(np.abs(ours_LV - theirs_LV).max()))
+    worst = max(worst, float(np.abs(ours_LV[:len(ids)] - theirs_LV).max()))
     ended = said[:said.index(role.text.eos_id) + 1] if role.text.eos_id in said else said
     same = same and ended == [int(t) for t in several[0]['tokens']]
   return dict(proved=bool(same and worst < TOLERANCE), max_logit_difference=worst, same_greedy=same)
+
+
+def _logits(role, rows: list[list[int]]) -> np.ndarray:
+  """float32 logits [rows, longest, V], by one compiled call."""
+  batch = {name: np.zeros((len(rows), max(map(len, rows))), np.int32) for name in ('tokens', 'segments')}
+  for number, ids in enumerate(rows):
+    batch['tokens'][number, :len(ids)], batch['segments'][number, :len(ids)] = ids, 1
+
+  @jax.jit
+  def run(params, batch):
+    out = role.model.apply(params, batch)
+    return out['head'].logits(out['hidden'])
+  return np.asarray(run(role.params, batch))
 
 
 def _prompts(task) -> list[str]:
