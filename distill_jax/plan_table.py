@@ -39,7 +39,7 @@ def _rows(plan: Mapping[str, Any]):
   for stage in plan['stages']:
     for row in stage['rows']:
       name = f'{stage["names"][0]} {row["step"]}' if row['step'] in ('read', 'write') else stage['names'][0]
-      yield (f'  changed {row["step"]}' if 'change' in row else name), row
+      yield (f'  {name}, changed' if 'change' in row else name), row
 
 
 def show(plan: Mapping[str, Any]) -> None:

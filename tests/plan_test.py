@@ -121,6 +121,6 @@ def test_with_the_compiler_of_the_chip(topology):
 def test_the_loss_is_cut_as_on_the_chip_and_not_as_on_this_machine():
   pytest.importorskip('libtpu', reason='the TPU compiler is not installed: pip install libtpu')
   made = recipe(mesh=dict(data=-1))
-  made['stages']['distill'] |= dict(batch=64, length=256)
+  made['stages']['distill'] |= dict(batch=256, length=256)
   counts = [programs.programs_of(made, 'distill', chips.slice_of(name).devices)[0].rounds for name in ('cpu:4', 'v5e:2x2')]
   assert counts[0] > counts[1]

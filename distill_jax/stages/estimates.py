@@ -1,7 +1,7 @@
 """Estimates beside what the compiler says: bytes a chip by formula, model operations, the roofline, and what would make a step fit.
 
 Of the model in every formula: D width, V vocabulary, H heads, K key-value heads, C width of a head, M of the MLP, L tokens of a row.
-What a compiler needs beside the arrays that the algorithm names is a count of such arrays below, measured once with libtpu for v5e.
+What a compiler needs beside the arrays that the algorithm names is a count of such arrays below, found with libtpu for v5e and v5p on configs/gsm8k.py:full.
 """
 import copy
 import json
@@ -18,7 +18,8 @@ from distill_jax.stages import programs as programs_lib
 from distill_jax.stages.programs import Program, bytes_of
 
 SCORES = 3      # arrays [rows, H, L, L] in float32 of one layer's attention, backward: shares, their gradient, that of the scores
-LOGITS = dict(targets=2.25, labels=3.75)      # arrays [chunk, V] in float32 of one chunk of a loss; top-k labels scatter into some more
+# arrays [chunk, V] in float32 of one chunk: of a loss, of one with top-k labels (which scatter into some more), of labelling
+LOGITS = dict(targets=2.5, labels=4.0, labelling=2.4)
 LANES = 128     # a head narrower than this is laid out along its slots where it is attended to, in a copy
 # numbers kept by token and layer for the backward pass, beside the layer's input
 SAVED = dict(none=lambda c: 9 * c['width'] + 3 * c['heads'] * c['head_dim'] + 5 * c['mlp_width'],
@@ -82,7 +83,7 @@ def _label(program: Program) -> dict[str, float]:
     if cut:
       out['head'] += _table(c, vocab, kept)
     # top-k sees the whole vocabulary of a token, however the product was cut
-    logits = chunk * c['vocab_size'] * 4 * (2 + (vocab > 1))
+    logits = chunk * c['vocab_size'] * 4 * (LOGITS['labelling'] + 0.6 * (about['rounds'] > 1) + (vocab > 1))
     scores = tokens * c['heads'] / heads * about['length'] * 4
     out['working'] = max(out['working'], logits if about['k'] else tokens * c['width'] * 4, 2 * scores)
   return out
