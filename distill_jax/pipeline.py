@@ -14,7 +14,7 @@ from typing import Any, Callable, Mapping, NamedTuple, Sequence
 
 from distill_jax.core import hosts, marks, store
 
-FORMAT = 1      # goes up when the code makes other files from the same settings
+FORMAT = 2      # goes up when the code makes other files from the same settings
 KEYS = ('seed', 'title', 'notes', 'tasks', 'roles', 'stages', 'run', 'compare', 'how')   # of a recipe
 _OURS = ('out', 'inputs', 'seed', 'log')                  # given by the pipeline, never by a recipe
 _WORDS = ('stage', 'of', 'how', 'roles', 'task', 'tasks')  # of a stage, beside the keywords of its function

@@ -7,7 +7,6 @@ from typing import Any, Callable, Mapping
 import jax
 import jax.numpy as jnp
 
-from distill_jax.core import mesh as mesh_lib
 from distill_jax.core.mean import Mean
 from distill_jax.losses import distribution, sweep
 
