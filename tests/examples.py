@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from distill_jax.compress.lora import lora
 from distill_jax.core import keys, tree
 from distill_jax.core.mean import Mean
 from distill_jax.core.types import Method, Role
@@ -32,7 +33,9 @@ SHAPES = {
 }
 
 def model(shape: str = 'llama', *, dtype: str = 'float32', dropout: float = 0.1, **overrides):
-  """A decoder of 2 layers of width 16."""
+  """A decoder of 2 layers of width 16. 'lora': the Llama shape with adapters on most of its maps."""
+  if shape == 'lora':
+    return lora(model('llama', dtype=dtype, dropout=dropout, **overrides), rank=2, alpha=8, targets=('attention/[qvo]', 'mlp/.*'))
   settings = dict(vocab_size=VOCAB, width=WIDTH, layers=2, heads=2, mlp_width=32, max_length=32, dtype=dtype, dropout=dropout)
   return MODELS['transformer'](**(settings | SHAPES[shape] | overrides))
 

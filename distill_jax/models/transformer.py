@@ -13,7 +13,7 @@ from flax.core import FrozenDict
 
 from distill_jax.core import mesh as mesh_lib
 from distill_jax.core.types import Head, Model
-from distill_jax.models import cache as cache_lib, layers as parts
+from distill_jax.models import adapters, cache as cache_lib, layers as parts
 
 Array = jax.Array
 
@@ -25,7 +25,7 @@ REMAT = {
 WANTS = ('layers',)
 
 # axes of a weight below a block; a stacked one has 'layer' before them
-BLOCK_AXES = (
+BLOCK_AXES = adapters.adapted((
     (r'attention/[qkv]/kernel', 'embed heads'),
     (r'attention/[qkv]/bias', 'heads'),
     (r'attention/o/kernel', 'heads embed'),
@@ -34,7 +34,7 @@ BLOCK_AXES = (
     (r'mlp/down/kernel', 'mlp embed'),
     (r'(attention/o|mlp/down)/bias', '-'),
     (r'(attention|mlp)_norm/(scale|bias)', '-'),
-)
+))
 EMBED_AXES = (('tokens', 'vocab embed'), ('positions', '- embed'))
 AXES = (
     *(('embed/' + pattern, axes) for pattern, axes in EMBED_AXES),
@@ -207,7 +207,7 @@ def _layers(config, params, x, masks, turn, key_B, cache, keep):
   def block(x, weights, held, kind, number):
     store = _keep_nothing if held is None else functools.partial(cache_lib.store, held, cache['index'])
     weights = mesh_lib.gather(weights, BLOCK_AXES)      # inside the scan, so that no more than a layer is whole at a time
-    x, kept = nnx.merge(graph, weights)(x, masks[kind], turn, store, key_B, number)
+    x, kept = adapters.merge(graph, weights)(x, masks[kind], turn, store, key_B, number)
     return mesh_lib.constrain(x, 'batch', 'length', None), kept
 
   def period(x, scanned):
@@ -245,7 +245,7 @@ def _ready_layers(config, params, x, masks, turn, key_B, cache, keep):
   for number in range(config['layers']):
     store = _keep_nothing if cache is None else functools.partial(cache_lib.store, cache_lib.layer(cache, number), cache['index'])
     kind = pattern[number % len(pattern)]
-    x, new = nnx.merge(graph, params['rest'][str(number)])(x, masks[kind], turn, store, key_B, number)
+    x, new = adapters.merge(graph, params['rest'][str(number)])(x, masks[kind], turn, store, key_B, number)
     kept.append(x)
     stored.append(new)
   return x, jnp.stack(kept) if keep else None, _by_name(stored)
