@@ -35,7 +35,8 @@ class Case:
 KD4 = (('k', 4),)
 LORA = Case('logit_kd', 'lora', 'float32')      # adapters over a frozen base
 FIRST = [Case('sft', 'llama', 'float32'), Case('logit_kd', 'gpt2', 'float32'), Case('logit_kd', 'llama', 'float32', KD4),
-         Case('contrast', 'gpt2', 'float32'), Case('reinforce', 'llama', 'float32'), LORA]
+         Case('contrast', 'gpt2', 'float32'), Case('reinforce', 'llama', 'float32'), LORA,
+         Case('gkd', 'gpt2', 'float32', (('on_policy', 0.5),))]
 HALF = [Case('sft', 'gpt2', 'bfloat16'), Case('logit_kd', 'llama', 'bfloat16'), Case('logit_kd', 'gpt2', 'bfloat16', KD4)]
 # the other pairs of shape and dtype: `pytest -m slow`
 REST = [Case('sft', 'gpt2', 'float32'), Case('sft', 'llama', 'bfloat16'), Case('logit_kd', 'llama', 'float32'),

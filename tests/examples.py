@@ -6,6 +6,7 @@
 Shape suffixes: B rows, L tokens of a row, E examples of a row, G members of a row, D width, Q queue.
 """
 import functools
+import types
 from typing import Any, Callable, Mapping, NamedTuple
 
 import jax
@@ -90,6 +91,12 @@ def packed_batch(key: jax.Array, *, reward: bool = False, length: int = LENGTH) 
   return chosen, packed.batch(range(len(packed)))
 
 
+def unpacked_batch(key: jax.Array, *, length: int = LENGTH) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+  """(examples, batch of ROWS rows of one example each)."""
+  made = texts(np.random.default_rng(np.asarray(jax.random.key_data(key))), ROWS)
+  return made, rows_lib.unpacked(made, length=length).batch(range(ROWS))
+
+
 def _sft(key, keywords, **shape):
   roles = {'student': role(1, **shape)}
   plain, batch = packed_batch(key)
@@ -100,6 +107,17 @@ def _logit_kd(key, keywords, **shape):
   roles = {'student': role(1, **shape), 'teacher': role(2, **shape)}
   plain, batch = packed_batch(key)
   return Example(METHODS['logit_kd'](roles, **keywords), roles, ('student',), batch, keywords, plain)
+
+
+ENDS = types.SimpleNamespace(eos_id=1, pad_id=0, bos_id=None, vocab_size=VOCAB)      # the text side that a rollout needs
+
+
+def _gkd(key, keywords, **shape):
+  """Rows of one example each, which rollouts can continue."""
+  roles = {'student': role(1, **shape)._replace(text=ENDS), 'teacher': role(2, **shape)}
+  keywords = {'max_new_tokens': 8, **keywords}
+  plain, batch = packed_batch(key) if keywords.get('on_policy') == 0 else unpacked_batch(key)
+  return Example(METHODS['gkd'](roles, **keywords), roles, ('student',), batch, keywords, plain)
 
 
 def _contrast(key, keywords, **shape):
@@ -113,7 +131,7 @@ def _reinforce(key, keywords, **shape):
   return Example(reinforce(roles, **keywords), roles, ('student', 'critic'), batch, keywords, plain)
 
 
-EXAMPLES: Mapping[str, Callable[..., Example]] = dict(sft=_sft, logit_kd=_logit_kd, contrast=_contrast, reinforce=_reinforce)
+EXAMPLES: Mapping[str, Callable[..., Example]] = dict(sft=_sft, logit_kd=_logit_kd, gkd=_gkd, contrast=_contrast, reinforce=_reinforce)
 
 
 def example(name: str, key: jax.Array, *, shape: str = 'llama', dtype: str = 'float32', dropout: float = 0.1, **keywords) -> Example:

@@ -67,7 +67,7 @@ def test_2_share_of_one_row():
   assert_near(Outcome(*jax.device_get((state.opt, state.params, means, state.memory))), together, BOUND['float32'])
 
 
-LABELLED = [case for case in FIRST + HALF if case.name in ('logit_kd', 'reinforce')]
+LABELLED = [case for case in FIRST + HALF if case.name in ('logit_kd', 'reinforce', 'gkd')]
 
 
 @over(LABELLED)
@@ -136,7 +136,8 @@ def test_5_frozen(case):
     assert all(path.endswith('attention/k/bias') for path in still if path in learns), still
 
 
-@over([Case('logit_kd', 'llama', 'float32', (('alpha', 1.0),)), Case('logit_kd', 'gpt2', 'float32', (('alpha', 1.0), ('k', 4)))])
+@over([Case('logit_kd', 'llama', 'float32', (('alpha', 1.0),)), Case('logit_kd', 'gpt2', 'float32', (('alpha', 1.0), ('k', 4))),
+       Case('gkd', 'llama', 'float32', (('on_policy', 0.0),))])
 def test_5_distance_to_itself(case):
   """A teacher that is the student: distance 0, gradient 0."""
   one = made(case)

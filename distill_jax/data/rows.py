@@ -39,6 +39,8 @@ KEYS: Mapping[str, Key] = {
     'class': Key('example', 'int32', 'B E', 'class of each example'),
     'class_weights': Key('example', 'float32', 'B E', 'weight of each class target; 0 where there is no example'),
     'reward': Key('example', 'float32', 'B E', 'reward of each example'),
+    'wrote': Key('example', 'float32', 'B E', '1 where a rollout wrote the completion, 0 where it is the data\'s own'),
+    'ended': Key('example', 'float32', 'B E', '1 where such a completion ended by EOS, 0 where it was cut'),
     'label/top_ids': Key('token', 'int32', 'B L K', 'ids of the teacher\'s most likely tokens; -1 where fewer are kept'),
     'label/top_logps': Key('token', 'float32', 'B L K', 'their log-probabilities under the full softmax'),
     'label/hidden': Key('token', 'float32', 'B L D', 'teacher hidden states before its head'),

@@ -63,7 +63,8 @@ class Text(NamedTuple):
     first = ', '.join(f'id {i} is {ours[i]!r} for {one} and {theirs[i]!r} for {two}' for i in differ[:3])
     raise ValueError(
       f'{what} have different token ids: {first} ({len(differ)} of {min(len(ours), len(theirs))} ids differ). Objectives that compare '
-      f'distributions token by token (logit_kd) need one token-to-id map; across tokenizers use sft on the text that one of them writes.')
+      f'distributions token by token (logit_kd, gkd, minillm) need one token-to-id map; across tokenizers use sft on the text that one of '
+      f'them writes, or uld, which compares them over common pieces of text.')
 
   def save(self, directory) -> None:
     """Writes tokenizer.json and its companions, so that `load_text` and transformers' AutoTokenizer read the same tokenizer back."""

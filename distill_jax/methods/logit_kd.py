@@ -1,9 +1,12 @@
 """Knowledge distillation on the teacher's next-token distributions, beside cross-entropy (Hinton et al. 2015, arXiv 1503.02531)."""
 import functools
 
+import jax.numpy as jnp
+
 from distill_jax.core.types import Method
 from distill_jax.decode import score
 from distill_jax.losses import divergence, tokens
+from distill_jax.methods import teacher as marks
 from distill_jax.methods.sft import penalty, row_keys
 
 _OBJECTIVES = {      # name -> (function, the settings it needs)
@@ -32,26 +35,28 @@ def logit_kd(roles, *, task=None, text=None, alpha: float = 0.5, temperature: fl
   if set(given) != set(settings):
     raise ValueError(f'logit_kd: objective={objective!r} takes {list(settings) or "no further setting"}, given {sorted(given)}')
   student, teacher = roles['student'], roles.get('teacher')
-  if teacher is not None and teacher.text is not None and student.text is not None:
-    student.text.require_same(teacher.text, what='teacher and student')
+  one_sided = marks.one_sided(roles)
+  hide = marks.hide(one_sided)
   if teacher is None and k is None:
     raise ValueError('logit_kd: without k the teacher\'s head is needed: name a teacher in roles, or set k')
-  distance = functools.partial(function if k is None else divergence.top_k_kl, temperature=temperature, **given)
+  function = functools.partial(function if k is None else divergence.top_k_kl, temperature=temperature, **given)
 
   def label(params, batch, key):
     if k is None:
-      return {'hidden': teacher.model.apply(params['teacher'], batch)['hidden']}
+      return marks.states(teacher, params, batch)
     top_ids, top_logps = score.top_k(teacher.model, params['teacher'], batch, k=k, temperature=temperature, where_BL=batch['weights'])
     return {'top_ids': top_ids, 'top_logps': top_logps}
 
   def told(params, batch):
     """What the teacher says: its hidden states and head, or its top k."""
-    marks = batch['label']
-    if k is not None:
-      return marks['top_ids'], marks['top_logps']
-    # only head and dtype of this forward pass are used: the compiler drops the rest
-    live = teacher.model.apply(params['teacher'], batch)
-    return ({'hidden': marks['hidden'].astype(live['hidden'].dtype), 'head': live['head']},)
+    if k is None:
+      return (marks.live(teacher, params, batch),)
+    ids = batch['label']['top_ids']
+    ids = jnp.where(jnp.isin(ids, one_sided), -1, ids) if len(one_sided) else ids      # their mass belongs to the rest
+    return ids, batch['label']['top_logps']
+
+  def distance(logits, first, *rest):
+    return function(hide(logits), hide(first) if k is None else first, *rest)
 
   def both(logits, targets, *teacher_says):
     hard, soft = tokens.cross_entropy(logits, targets), distance(logits, *teacher_says)
