@@ -77,8 +77,7 @@ def _shapes(base: Model, rank: int, targets: Sequence[str]) -> dict[str, tuple[i
 
 
 def _init(base: Model, shapes: Mapping[str, tuple[int, ...]], key: jax.Array) -> dict[str, Any]:
-  key, own = jax.random.split(key)
-  return tree.merge(base.init(key), adapters(shapes, own))
+  return tree.merge(base.init(key), adapters(shapes, jax.random.fold_in(key, 1)))      # the base is what it is without adapters
 
 
 def adapters(shapes: Mapping[str, tuple[int, ...]], key: jax.Array) -> dict[str, Any]:

@@ -72,6 +72,7 @@ class Role(NamedTuple):
   text: Any = None           # data.text.Text
   params: Params | None = None
   fingerprint: str = ''      # of definition and weights; stands in caches and marks
+  source: str = ''           # what its weights (of an adapter: its base) were read from; '' where they are fresh
 
 
 def _as_it_is(state, frozen, batch, key):

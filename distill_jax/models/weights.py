@@ -53,11 +53,11 @@ def write(directory: Path, name: str, config: Mapping[str, Any], params: Mapping
 
 def write_hf(
     directory: Path, name: str, config: Mapping[str, Any], params: Mapping[str, Any], *, dtype: str = 'float32',
-    tokens: Mapping[str, int | None] | None = None) -> None:
+    tokens: Mapping[str, int | None] | None = None, shard_bytes: int = 5 * 10 ** 9) -> None:
   """Writes config.json, generation_config.json and model.safetensors so that transformers' AutoModelForCausalLM loads the directory.
 
-  dtype: what the weights are stored in. tokens: eos_token_id, pad_token_id, bos_token_id. Other files of the directory (a
-  tokenizer) stay. ValueError: no known architecture has the shape of this config.
+  dtype: what the weights are stored in. tokens: eos_token_id, pad_token_id, bos_token_id. shard_bytes: what is larger becomes several
+  files of at most so much (a tensor is never cut) and an index, as transformers names them. Other files of the directory (a tokenizer) stay. ValueError: no known architecture has the shape of this config.
   """
   config = _full(name, config)
   family = families.of_config(config)
@@ -68,7 +68,7 @@ def write_hf(
   tensors = {path: tensor.astype(jnp.dtype(dtype)) for path, tensor in tensors.items()}
 
   def fill(temporary):
-    _save(temporary / 'model.safetensors', tensors, {'format': 'pt'})
+    _save_shards(temporary, tensors, shard_bytes)
     _save_json(temporary / 'generation_config.json', {key: value for key, value in tokens.items() if value is not None})
     _save_json(temporary / 'config.json', dict(
         family.config_out(config), architectures=[family.architecture], model_type=family.model_type, dtype=dtype, **tokens))
@@ -246,6 +246,23 @@ def _save_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
 def _save(path: pathlib.Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
   from safetensors.numpy import save_file
   save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, path, metadata=dict(metadata) or None)
+
+
+def _save_shards(directory: pathlib.Path, tensors: Mapping[str, np.ndarray], most: int) -> None:
+  shards: list[dict[str, np.ndarray]] = [{}]
+  for name, tensor in tensors.items():
+    if shards[-1] and sum(held.nbytes for held in shards[-1].values()) + tensor.nbytes > most:
+      shards.append({})
+    shards[-1][name] = tensor
+  if len(shards) == 1:
+    _save(directory / 'model.safetensors', tensors, {'format': 'pt'})
+    return
+  files = [f'model-{number:05d}-of-{len(shards):05d}.safetensors' for number in range(1, len(shards) + 1)]
+  for file, held in zip(files, shards):
+    _save(directory / file, held, {'format': 'pt'})
+  _save_json(directory / 'model.safetensors.index.json', dict(
+      metadata=dict(total_size=sum(tensor.nbytes for tensor in tensors.values())),
+      weight_map={name: file for file, held in zip(files, shards) for name in held}))
 
 
 def _replace(directory: pathlib.Path, fill: Callable[[pathlib.Path], None], *, marker: str) -> None:

@@ -2,6 +2,7 @@
 import inspect
 from typing import Any, Callable, Mapping
 
+from distill_jax.compress.lora import lora
 from distill_jax.methods import METHODS
 from distill_jax.models import MODELS
 from distill_jax.stages.train import VALIDATION
@@ -25,6 +26,8 @@ def check(keywords: Mapping[str, Any]) -> None:
   for name, role in (keywords.get('roles') or {}).items():
     if 'model' in role:
       _named(f'roles.{name}.model', role['model'], 'model', MODELS, optional=('vocab_size',))      # default: the tokenizer's
+    if 'lora' in role:
+      _takes(f'roles.{name}.lora', lora, role['lora'])
   for key in keywords.get('validate') or {}:
     if key not in VALIDATION:
       raise TypeError(f'validate: takes no key {key!r} (it takes: {", ".join(VALIDATION)})')

@@ -4,93 +4,77 @@ import shutil
 from typing import Any
 
 import jax
-import numpy as np
 
-from distill_jax.core import keys, tree
-from distill_jax.decode import sample
+from distill_jax.compress import lora as lora_lib
+from distill_jax.core import tree
 from distill_jax.models import weights
-from distill_jax.stages import records
-from distill_jax.stages.roles import load_role, model_config, parameters
+from distill_jax.stages import adapters, proof, records
+from distill_jax.stages.card import card as write_card
+from distill_jax.stages.roles import find, load_role, merged, model_config
 
-PROOF_PROMPTS = 4
-PROOF_TOKENS = 48
-TOLERANCE = 1e-4
+FORMS = ('merged', 'adapter')
 
 
-def export(out, inputs, *, seed, how, log, roles, task=None, dtype='float32', card='') -> dict[str, Any]:
-  """Writes out/model (config.json, model.safetensors, tokenizer, README.md) for one role and compares it with what transformers makes of it.
+def export(out, inputs, *, seed, how, log, roles, task=None, dtype='float32', form='merged', shard_bytes=5 * 10 ** 9, card='') -> dict[str, Any]:
+  """Writes out/model (config.json, generation_config.json, safetensors, tokenizer and its chat template, README.md) for one role and compares it
+  with what transformers makes of it.
 
-  dtype: of the weights on disk ('float32', 'bfloat16', 'float16').  card: a sentence for the model card.
+  dtype: of the weights on disk ('float32', 'bfloat16', 'float16').  shard_bytes: of one file of weights, at most.  card: a sentence for the card.
+  form: of a role with an adapter: 'merged' into the weights (in float32, then rounded once to dtype), or the 'adapter' alone, as `peft` reads it
+  (its base in out/base, where that was read from no Hugging Face directory).
+  inputs: evaluate stages, whose figures the card shows.
   """
   if len(roles) != 1:
     raise ValueError(f'export: one role, got {sorted(roles)}')
+  if form not in FORMS:
+    raise ValueError(f'export: form={form!r}; choose one of {", ".join(FORMS)}')
   name, definition = next(iter(roles.items()))
-  role = load_role(definition, seed=seed)
-  directory = out / 'model'
-  model, config = model_config(role)
-  shutil.rmtree(directory, ignore_errors=True)
-  weights.write_hf(directory, model, config, jax.device_get(role.params), dtype=dtype,
-                   tokens=dict(eos_token_id=role.text.eos_id, pad_token_id=role.text.pad_id, bos_token_id=role.text.bos_id))
+  role, directory = load_role(definition, seed=seed), out / 'model'
+  if form == 'adapter' and 'lora' not in role.model.config:
+    raise ValueError(f"export: form='adapter', but {name} has no adapter; leave it out, or train with lora=dict(rank=8) in the role")
+  for old in (directory, out / 'base'):
+    shutil.rmtree(old, ignore_errors=True)
+  tokens = dict(eos_token_id=role.text.eos_id, pad_token_id=role.text.pad_id, bos_token_id=role.text.bos_id)
+  settings, base = dict(dtype=dtype, tokens=tokens, shard_bytes=shard_bytes), ''
+  if form == 'adapter':
+    base = _base(out, role, settings)
+    directory.mkdir()
+    adapters.write_peft(directory, model_config(role)[0], role.model.config, jax.device_get(lora_lib.split(role.params)[0]), base=base)
+    shown, load = role, lambda: proof.peft_model(directory, find(base))
+  else:
+    shown, load = merged(role), lambda: proof.transformers_model(directory)
+    weights.write_hf(directory, *model_config(shown), jax.device_get(shown.params), **settings)
+    shown = shown._replace(params=tree.cast(tree.cast(shown.params, dtype), 'float32'))      # as stored
   role.text.save(directory)
   prompts = _prompts(task)
-  (directory / 'README.md').write_text(_card(name, role, card, prompts[0]), encoding='utf-8')
   log.progress(1, 2, 'written')
-  stored = tree.cast(tree.cast(role.params, dtype), 'float32')
-  facts = prove(directory, role._replace(params=stored), prompts)
+  facts = _missing('peft') if form == 'adapter' and importlib.util.find_spec('peft') is None else proof.prove(shown, load, prompts)
+  (directory / 'README.md').write_text(write_card(
+      name, shown, out=out, inputs=inputs, load=definition.get('load'), form=form, dtype=dtype, about=card, prompt=prompts[0], base=base,
+      facts=facts), encoding='utf-8')
   log.progress(2, 2, 'proved with transformers' if facts['proved'] is True else str(facts['proved'] or 'NOT EQUAL to transformers'))
-  return dict(kind='export', directory=str(directory.relative_to(out.parent)), dtype=dtype,
+  return dict(kind='export', directory=str(directory.relative_to(out.parent)), dtype=dtype, form=form,
               bytes=sum(p.stat().st_size for p in directory.rglob('*') if p.is_file()), **facts)
 
 
-def prove(directory, role, prompts) -> dict[str, Any]:
-  """Runs transformers on `directory`: largest logit difference in float32, and whether greedy texts are equal. Says so where torch is missing."""
-  if importlib.util.find_spec('torch') is None:
-    return dict(proved='not proved: torch is not installed (pip install torch, then delete this stage and run again)', max_logit_difference=None,
-                same_greedy=None)
-  import torch
-  import transformers
-  transformers.utils.logging.disable_progress_bar()
-  theirs = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
-  tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
-  worst, same = 0.0, True
-  texts, _ = sample.write(role, role.params, prompts, [keys.content_id(p) for p in prompts], jax.random.key(0), max_new_tokens=PROOF_TOKENS,
-                          temperature=0.0, batch=len(prompts))
-  start = [] if role.text.bos_id is None else [role.text.bos_id]
-  rows = [start + tokenizer(prompt, add_special_tokens=False)['input_ids'] for prompt in prompts]
-  for ids, ours_LV, several in zip(rows, _logits(role, rows), texts):
-    with torch.no_grad():
-      theirs_LV = theirs(torch.tensor([ids])).logits[0].float().numpy()
-      said = theirs.generate(torch.tensor([ids]), max_new_tokens=PROOF_TOKENS, do_sample=False, pad_token_id=role.text.pad_id)[0, len(ids):].tolist()
-    worst = max(worst, float(np.abs(ours_LV[:len(ids)] - theirs_LV).max()))
-    ended = said[:said.index(role.text.eos_id) + 1] if role.text.eos_id in said else said
-    same = same and ended == [int(t) for t in several[0]['tokens']]
-  return dict(proved=bool(same and worst < TOLERANCE), max_logit_difference=worst, same_greedy=same)
+def _base(out, role, settings) -> str:
+  """What `peft` is to load first: where the role's base was read from, or out/base where transformers cannot read that."""
+  try:
+    if role.source and not role.source.startswith('bundled:') and (find(role.source) / 'config.json').is_file():
+      return role.source
+  except (OSError, ValueError):
+    pass      # it is gone
+  weights.write_hf(out / 'base', *model_config(role), jax.device_get(lora_lib.split(role.params)[1]), **{**settings, 'dtype': 'float32'})
+  role.text.save(out / 'base')
+  return str(out / 'base')
 
 
-def _logits(role, rows: list[list[int]]) -> np.ndarray:
-  """float32 logits [rows, longest, V], by one compiled call."""
-  batch = {name: np.zeros((len(rows), max(map(len, rows))), np.int32) for name in ('tokens', 'segments')}
-  for number, ids in enumerate(rows):
-    batch['tokens'][number, :len(ids)], batch['segments'][number, :len(ids)] = ids, 1
-
-  @jax.jit
-  def run(params, batch):
-    out = role.model.apply(params, batch)
-    return out['head'].logits(out['hidden'])
-  return np.asarray(run(role.params, batch))
+def _missing(package: str) -> dict[str, Any]:
+  return {**proof.UNKNOWN, 'proved': f'not proved: {package} is not installed (pip install {package}, then delete this stage and run again)'}
 
 
 def _prompts(task) -> list[str]:
   if task is None:
-    return ['Once upon a time', 'The answer is', 'A', 'Tom has 3 apples.']
+    return list(proof.ANY_TEXT)
   made = records.make_task(task)
-  return [made.prompt(e) for e in list(made.examples('test'))[:PROOF_PROMPTS]]
-
-
-def _card(name, role, card, prompt) -> str:
-  return (f'---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags: [distillation, distill_jax]\n---\n\n# {name}\n\n'
-          f'A model of {parameters(role):,} parameters, trained and exported by distill_jax. {card}\n\n'
-          f'```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\ntokenizer = AutoTokenizer.from_pretrained(DIR)\n'
-          f'model = AutoModelForCausalLM.from_pretrained(DIR)\n'
-          f'ids = tokenizer({prompt!r}, return_tensors="pt", add_special_tokens={role.text.bos_id is not None})\n'
-          f'print(tokenizer.decode(model.generate(**ids, max_new_tokens=160)[0]))\n```\n')
+  return [made.prompt(e) for e in list(made.examples('test'))[:len(proof.ANY_TEXT)]]

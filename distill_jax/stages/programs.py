@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from distill_jax.compress.lora import lora, split
 from distill_jax.core import chips, hosts, marks, mesh as mesh_lib, tree
 from distill_jax.core.types import Role
 from distill_jax.data import cache as cache_lib, feed, rows as rows_lib
@@ -105,8 +106,10 @@ def role_of(definition: Mapping[str, Any], mesh: Mesh, how: Mapping[str, Any], n
   """As `roles.load_role`, with shapes for params."""
   kind, config, _ = shape_of(definition)
   rules, model = layout(how, name), MODELS[kind](**config)
+  model = lora(model, **definition['lora']) if 'lora' in definition else model
   shapes = jax.eval_shape(model.init, jax.random.key(0))
-  params = shapes_on(shapes, mesh_lib.of_params(mesh, shapes, model.axes, rules), definition.get('params_dtype', 'float32'))
+  (own, base), where = split(shapes), split(mesh_lib.of_params(mesh, shapes, model.axes, rules))
+  params = tree.merge(shapes_on(base, where[1], definition.get('params_dtype', 'float32')), shapes_on(own, where[0]))
   return Role(ruled(model, rules) if name in how.get('role_rules', {}) else model, None, params)
 
 

@@ -7,12 +7,14 @@ import jax
 import ml_dtypes  # noqa: F401 (names bfloat16 to numpy)
 import numpy as np
 
+from distill_jax.compress import lora as lora_lib
 from distill_jax.core import hosts, marks, mesh as mesh_lib, tree
 from distill_jax.core.types import Role
 from distill_jax.data import text as text_lib
 from distill_jax.models import MODELS, weights
+from distill_jax.stages import adapters
 
-KNOWN = ('load', 'model', 'tokenizer', 'overrides', 'params_dtype')
+KNOWN = ('load', 'model', 'tokenizer', 'overrides', 'params_dtype', 'lora')
 
 
 def layout(how: Mapping[str, Any], name: str | None = None):
@@ -34,6 +36,7 @@ def load_role(definition: Mapping[str, Any], *, seed: int = 0, texts: Iterable[s
   tokenizer: 'bundled:x' | directory | hub id | dict(bpe=size), trained on `texts`; default: the one beside the weights.
   overrides: keywords of the model that win over the checkpoint's (dropout, dtype, remat).  params_dtype: what float weights are kept in
   (default float32; 'bfloat16' halves a frozen teacher).
+  lora: keywords of compress.lora.lora: only adapters learn. A checkpoint that was trained so brings its adapter, and takes no second one.
   A fresh model's vocab_size defaults to its tokenizer's.
   mesh, rules: where the weights lie; each device's piece is read or made there, no host holds the whole. None: on the default device.
   own: the model computes by these rules, whatever those of the step around it are.
@@ -51,9 +54,16 @@ def load_role(definition: Mapping[str, Any], *, seed: int = 0, texts: Iterable[s
     name, config = weights.read_config(directory)
     config = {**config, **overrides}
     model = MODELS[name](**config)
-    params = weights.read(directory, put=_putter(model, mesh, rules, dtype))[2]
-    fingerprint = marks.fingerprint([marks.Digests().of(directory), config, text.fingerprint, *kept])
-    return Role(ruled(model, rules) if own else model, text, params, fingerprint)
+    put = _putter(model, mesh, rules, dtype)
+    params = weights.read(directory, put=put)[2]
+    settings, base = adapters.about(directory)
+    if settings is not None and 'lora' in definition:
+      raise ValueError(f"role: {definition['load']} has an adapter already ({_listed(settings)}): leave lora= out to go on with it, or export it "
+                       'merged and load that')
+    fingerprint = marks.fingerprint([marks.Digests().of(directory), config, text.fingerprint, *kept, *_given(definition)])
+    role = Role(model, text, params, fingerprint, base or str(definition['load']))
+    stored = None if settings is None else directory
+    return _finished(role, settings or definition.get('lora'), seed=seed, mesh=mesh, rules=rules, own=own, stored=stored)
   config = {**definition['model'], **overrides}
   name = config.pop('model', 'transformer')
   if name not in MODELS:
@@ -67,7 +77,40 @@ def load_role(definition: Mapping[str, Any], *, seed: int = 0, texts: Iterable[s
   model = MODELS[name](**config)
   where = None if mesh is None else mesh_lib.of_params(mesh, jax.eval_shape(model.init, jax.random.key(0)), model.axes, rules)
   params = jax.jit(lambda key: tree.cast(model.init(key), dtype), out_shardings=where)(jax.random.key(seed))
-  return Role(ruled(model, rules) if own else model, text, params, marks.fingerprint([name, config, text.fingerprint, seed, *kept]))
+  role = Role(model, text, params, marks.fingerprint([name, config, text.fingerprint, seed, *kept, *_given(definition)]))
+  return _finished(role, definition.get('lora'), seed=seed, mesh=mesh, rules=rules, own=own)
+
+
+def _given(definition: Mapping[str, Any]) -> list[Any]:
+  """What a fingerprint holds of keys that most roles have not."""
+  return [dict(definition['lora'])] if 'lora' in definition else []
+
+
+def _listed(settings: Mapping[str, Any]) -> str:
+  return ', '.join(f'{name}={value}' for name, value in settings.items())
+
+
+def _finished(role: Role, lora: Mapping[str, Any] | None, *, seed, mesh, rules, own: bool, stored: pathlib.Path | None = None) -> Role:
+  """`role` with its adapter, fresh or from the directory `stored`, and its own rules."""
+  if lora is not None:
+    model = lora_lib.lora(role.model, **lora)
+    if stored is None:
+      fresh = lambda key: lora_lib.split(model.init(key))[0]
+      shapes = jax.eval_shape(fresh, jax.random.key(0))
+      where = None if mesh is None else mesh_lib.of_params(mesh, shapes, model.axes, rules)
+      learns = jax.jit(fresh, out_shardings=where)(jax.random.key(seed))
+    else:
+      learns = adapters.read(stored, model, _putter(model, mesh, rules, 'float32'))
+    role = role._replace(model=model, params=tree.merge(role.params, learns))
+  return role._replace(model=ruled(role.model, rules)) if own else role
+
+
+def merged(role: Role) -> Role:
+  """The role without its adapter: that is in its weights, which are then float32. A role that has none comes back as it is."""
+  if 'lora' not in (role.model.config or {}):
+    return role
+  name, config = model_config(role)
+  return role._replace(model=MODELS[name](**config), params=jax.jit(lora_lib.merge, static_argnums=1)(role.params, lora_lib.scale_of(role.model.config)))
 
 
 def ruled(model, rules):
@@ -121,7 +164,10 @@ def _save_role(directory, role: Role, params) -> None:
   with tempfile.TemporaryDirectory(prefix='.' + directory.name, dir=directory.parent) as temporary:
     made = pathlib.Path(temporary) / 'made'
     name, config = model_config(role)
-    weights.write(made, name, config, params)
+    own, base = lora_lib.split(params)
+    weights.write(made, name, config, base)
+    if own:
+      adapters.write(made, role.model.config['lora'], own, base=role.source)
     if role.text is not None:
       role.text.save(made)
     if directory.exists():
@@ -130,8 +176,8 @@ def _save_role(directory, role: Role, params) -> None:
 
 
 def model_config(role: Role) -> tuple[str, dict[str, Any]]:
-  """(name in MODELS, keywords) of a role's model."""
-  return 'transformer', dict(role.model.config)
+  """(name in MODELS, keywords) of a role's model, without its adapter."""
+  return 'transformer', {key: value for key, value in role.model.config.items() if key != 'lora'}
 
 
 def parameters(role: Role) -> int:

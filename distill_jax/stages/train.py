@@ -5,7 +5,7 @@ from typing import Any, Callable, Mapping, NamedTuple
 import jax
 import numpy as np
 
-from distill_jax.core import hosts, keys, marks, mesh as mesh_lib
+from distill_jax.core import hosts, keys, marks, mesh as mesh_lib, tree
 from distill_jax.core.types import Method, Role, State
 from distill_jax.data import cache, codec, feed, rows as rows_lib, shards
 from distill_jax.decode import sample
@@ -40,6 +40,7 @@ def train(out, inputs, *, seed, how, log, roles, method, steps, batch, optim, le
   made, optimizers, run, state, frozen = make_run(
       loaded, params, method=method, optim=optim, steps=steps, batch=batch, microbatches=microbatches, mesh=mesh, rules=rules, task=task)
   sizes = {name: parameters(loaded[name]._replace(params=params[name])) for name in optimizers}
+  learn = sum(tree.count(tree.split(params[name], loaded[name].model.trainable)[0]) for name in optimizers)
   del params
   saved = checkpoint.Checkpoints(out / 'checkpoints', keep=how.get('keep', 2))
   state, start, facts = _resume(saved, state, steps, log)
@@ -47,7 +48,7 @@ def train(out, inputs, *, seed, how, log, roles, method, steps, batch, optim, le
   validation = _validation(validate, out, loaded, mesh, task=task, seed=seed, length=length, log=log)
   open_feed = lambda first: feed.Feed(rows, batch=batch, seed=seed, start=first, stop=steps, mesh=mesh)
   log.say(f'{title}: {len(rows):,} rows of {length} ({100 * rows.tokens / (len(rows) * length):.0f} % full), '
-          f'{sum(sizes.values()):,} parameters, {steps - start:,} steps to do')
+          f'{sum(sizes.values()):,} parameters{"" if learn == sum(sizes.values()) else f" ({learn:,} learn)"}, {steps - start:,} steps to do')
   try:
     ran = loop.fit(run, state, frozen, open_feed, method=made, key=jax.random.key(seed), start=start, steps=steps, facts=facts, log=log,
                    every=how.get('log', 10), saving=loop.Saving(saved, how.get('save', 200), how.get('save_minutes', 10)), skips=skips,
@@ -56,7 +57,7 @@ def train(out, inputs, *, seed, how, log, roles, method, steps, batch, optim, le
     saved.close()
   _finish(out, loaded, optimizers, ran, validation)
   per_step = rows.tokens / len(rows) * batch
-  return dict(kind='train', title=title, steps=int(ran.state.step), parameters=sum(sizes.values()), trained_parameters=sum(sizes.values()),
+  return dict(kind='train', title=title, steps=int(ran.state.step), parameters=sum(sizes.values()), trained_parameters=learn,
               seconds=ran.seconds, tokens_per_second=per_step * ran.steps / max(ran.seconds, 1e-9), feed_share=ran.waited / max(ran.seconds, 1e-9), save_seconds=ran.saving,
               final=ran.last, best=ran.facts.get('best'), stopped_early=ran.facts.get('stopped'),
               skipped=ran.facts.get('skipped', 0), **facts_of_data)
