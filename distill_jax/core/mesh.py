@@ -143,6 +143,15 @@ def piecewise(function: Callable, x: jax.Array, *axes: str | tuple[str, ...] | N
   return jax.shard_map(function, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)(x)
 
 
+def local(function: Callable, arrays: Sequence[jax.Array], *axes: Sequence[str | None]) -> jax.Array:
+  """`function(*arrays)`, each device its own pieces, each array laid out as by `constrain`; what comes out is laid out as the first."""
+  mesh = _HERE.get()[0]
+  if mesh is None or mesh.size == 1:
+    return function(*arrays)
+  specs = tuple(_spec_of(mesh, x.shape, names) for x, names in zip(arrays, axes, strict=True))
+  return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=specs[0], check_vma=False)(*arrays)
+
+
 def _spec_of(mesh: Mesh, shape: Sequence[int], axes: Sequence[str | tuple[str, ...] | None]) -> PartitionSpec:
   """See `constrain`."""
   used, parts = set(), []

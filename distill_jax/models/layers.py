@@ -1,6 +1,6 @@
 """The parts of a decoder as flax.nnx modules: linear maps, norms, rotary positions, attention, MLP, block.
 
-Shapes: B rows, T tokens of this call, S slots that may be attended, D width, H heads, K key-value heads, G = H / K, C width of a head.
+Shapes: B rows, T tokens of this call, D width, H heads, K key-value heads, C width of a head.
 Modules hold float32 parameters and compute in the dtype of what comes in; norms and the softmax are float32.
 """
 import functools
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from distill_jax.core import mesh as mesh_lib
+from distill_jax.models import attention as attention_lib
 
 Array = jax.Array
 
@@ -23,7 +24,6 @@ ACTIVATIONS = {
 NORMS = ('rms', 'layer')
 SPREAD = 0.02         # standard deviation of a fresh weight
 INITS = ('normal', 'fan_in')
-FAR_BELOW = -1e30     # a masked score: finite, so that a row that may attend to nothing stays finite
 
 
 def _normal(rngs: nnx.Rngs, shape, spread: float = SPREAD) -> nnx.Param:
@@ -105,34 +105,6 @@ def rotate(x_BHTC: Array, turn: tuple[Array, Array]) -> Array:
   return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BHTC.dtype)
 
 
-def attend(q_BHTC: Array, k_BKSC: Array, v_BKSC: Array, mask_BTS: Array, *, scales: tuple[Array, Array] | None = None,
-           shared: tuple[Array, Array] | None = None) -> Array:
-  """softmax(q k / sqrt(C)) v over the slots of the mask -> [B, H, T, C]. A row that may see nothing gives a finite mean.
-
-  scales: [B, K, S] each, what every key and every value is to be multiplied by (an int8 cache). shared: keys and values [K, P, C]
-  of slots that stand before the others for all rows, read once; the mask is then [B, T, P + S].
-  Heads stand before time: the products are then plain batched ones that need no transposed cache (measured on CPU: a decoding
-  step takes a third less than with [B, S, K, C]; attention in training 3-20 % less than jax.nn.dot_product_attention).
-  """
-  B, H, T, C = q_BHTC.shape
-  K, S = k_BKSC.shape[1:3]
-  q = (q_BHTC * (1 / math.sqrt(C))).astype(q_BHTC.dtype).reshape(B, K, H // K * T, C)
-  scores = jnp.einsum('bkmc,bksc->bkms', q, k_BKSC, preferred_element_type=jnp.float32)
-  if scales is not None:
-    scores = scores * scales[0][:, :, None]
-  if shared is not None:
-    scores = jnp.concatenate([jnp.einsum('bkmc,kpc->bkmp', q, shared[0], preferred_element_type=jnp.float32), scores], axis=-1)
-  scores = jnp.where(mask_BTS[:, None], scores.reshape(B, H, T, -1), FAR_BELOW)
-  shares = jax.nn.softmax(scores, axis=-1).reshape(B, K, H // K * T, -1)
-  own = shares[..., shares.shape[-1] - S:]
-  if scales is not None:
-    own = own * scales[1][:, :, None]
-  mixed = jnp.einsum('bkms,bksc->bkmc', own.astype(v_BKSC.dtype), v_BKSC)
-  if shared is not None:
-    mixed = mixed + jnp.einsum('bkmp,kpc->bkmc', shares[..., :shares.shape[-1] - S].astype(v_BKSC.dtype), shared[1])
-  return mixed.reshape(B, H, T, C)
-
-
 def drop(x_BTD: Array, key_B: Array | None, rate: float, *site: Array | int) -> Array:
   """Dropout. The mask of a row depends on that row's key and the site alone, so it is the same however a batch is cut.
 
@@ -163,7 +135,7 @@ class Attention(nnx.Module):
     self.o = Linear(heads * self.head_dim, width, bias=config['attention_bias'] is True, rngs=rngs,
                     spread=spread(config, heads * self.head_dim, into_residual=True))
 
-  def __call__(self, x_BTD: Array, mask_BTS: Array, turn, store) -> tuple[Array, Any]:
+  def __call__(self, x_BTD: Array, sight: attention_lib.Sight, turn, store) -> tuple[Array, Any]:
     B, T, _ = x_BTD.shape
     q, k, v = (part(x_BTD).reshape(B, T, -1, self.head_dim).transpose(0, 2, 1, 3) for part in (self.q, self.k, self.v))
     q = mesh_lib.constrain(q, 'batch', 'heads', 'length', None)
@@ -171,7 +143,7 @@ class Attention(nnx.Module):
     if turn is not None:
       q, k = rotate(q, turn), rotate(k, turn)
     k, v, more, kept = store(k, v)
-    return self.o(attend(q, k, v, mask_BTS, **more).transpose(0, 2, 1, 3).reshape(B, T, -1)), kept
+    return self.o(attention_lib.attend(q, k, v, sight, **more).transpose(0, 2, 1, 3).reshape(B, T, -1)), kept
 
 
 class Mlp(nnx.Module):
@@ -200,11 +172,11 @@ class Block(nnx.Module):
     self.mlp_norm = Norm(config['width'], **norm)
     self.mlp = Mlp(config, rngs=rngs)
 
-  def __call__(self, x: Array, mask_BTS: Array, turn, store, key_B: Array | None, number: Array | int) -> tuple[Array, Any]:
+  def __call__(self, x: Array, sight: attention_lib.Sight, turn, store, key_B: Array | None, number: Array | int) -> tuple[Array, Any]:
     """(x, what `store` kept). `number`: which layer this is; dropout keys are folded with it, the embedding's with 0."""
     # where rows and heads are cut over one mesh axis, rows are whole inside the branches, their weights stay cut
     enter = lambda y: mesh_lib.constrain(y, 'batch', mesh_lib.apart('length', 'heads'), None)
     leave = lambda y: mesh_lib.constrain(y, 'batch', 'length', None)
-    y, kept = self.attention(enter(self.attention_norm(x)), mask_BTS, turn, store)
+    y, kept = self.attention(enter(self.attention_norm(x)), sight, turn, store)
     x = x + drop(leave(y), key_B, self.dropout, number + 1, 0)
     return x + drop(leave(self.mlp(enter(self.mlp_norm(x)))), key_B, self.dropout, number + 1, 1), kept

@@ -13,7 +13,7 @@ from flax.core import FrozenDict
 
 from distill_jax.core import mesh as mesh_lib
 from distill_jax.core.types import Head, Model
-from distill_jax.models import adapters, cache as cache_lib, layers as parts
+from distill_jax.models import adapters, attention as attention_lib, cache as cache_lib, layers as parts
 
 Array = jax.Array
 
@@ -142,25 +142,6 @@ def _init(config: Mapping[str, Any], key: Array) -> dict:
   return params
 
 
-def _masks(slots_T: Array, positions_BT: Array, segments_BT: Array, held: Mapping[str, Any], window: int | None) -> dict[str, Array]:
-  """Who may see whom [B, T, S]: earlier slots of the same segment and oneself; local: at most `window` - 1 positions back.
-
-  held: segments and positions of all slots [B, S]; shared: those that stand before them and belong to every row, all of segment 1.
-  """
-  slots_S = jnp.arange(held['segments'].shape[1])
-  same = (segments_BT[:, :, None] == held['segments'][:, None]) & (segments_BT > 0)[:, :, None]
-  masks = {'global': same & (slots_T[:, None] >= slots_S[None])[None]}
-  positions_BS = held['positions']
-  if held.get('shared') is not None:
-    positions_1P = held['shared']['positions']
-    shape = (*segments_BT.shape, positions_1P.shape[1])
-    masks['global'] = jnp.concatenate([jnp.broadcast_to((segments_BT == 1)[:, :, None], shape), masks['global']], axis=2)
-    positions_BS = jnp.concatenate([jnp.broadcast_to(positions_1P, (shape[0], shape[2])), positions_BS], axis=1)
-  if window is not None:
-    masks['local'] = masks['global'] & (positions_BT[:, :, None] - positions_BS[:, None] < window)
-  return masks
-
-
 def _apply(config: Mapping[str, Any], params, batch: Mapping[str, Any], *, key_B=None, cache=None, want: Sequence[str] = ()) -> dict:
   """The decoder over tokens [B, T] (segments, positions where present) -> out by name, see `core.types.Model`.
 
@@ -178,17 +159,18 @@ def _apply(config: Mapping[str, Any], params, batch: Mapping[str, Any], *, key_B
   positions = batch.get('positions')
   positions = jnp.broadcast_to(slots[None], (B, T)) if positions is None else jnp.asarray(positions)
   if cache is None:
-    masks = _masks(slots, slots[None], segments, dict(segments=segments, positions=slots[None]), config['window'])
+    look = functools.partial(attention_lib.look, segments, slots[None], slots)
   else:
     cache = {**cache, **cache_lib.places(cache, segments, positions)}
-    masks = _masks(slots, positions, segments, cache, config['window'])
+    look = functools.partial(attention_lib.look, segments, positions, slots, cache)
+  sights = {kind: look(window=config['window'] if kind == 'local' else None) for kind in dict.fromkeys(config['pattern'])}
   turn = parts.rotary(positions, config['head_dim'], config['rope_theta']) if config['positions'] == 'rope' else None
 
   embed = mesh_lib.gather(params['embed'], EMBED_AXES)
   x = nnx.merge(_graph(parts.Embed, config), embed)(jnp.where(segments > 0, tokens, 0), positions, config['dtype'])
   x = mesh_lib.constrain(parts.drop(x, key_B, config['dropout'], 0), 'batch', 'length', None)
   layers = _layers if 'layers' in params else _ready_layers
-  x, kept, stored = layers(config, params, x, masks, turn, key_B, cache, 'layers' in want)
+  x, kept, stored = layers(config, params, x, sights, turn, key_B, cache, 'layers' in want)
   hidden = nnx.merge(_graph(parts.Norm, config), params['norm'])(x)
   out = dict(hidden=hidden, head=Head(params['embed']['tokens'].T if config['tied'] else params['head']['kernel']))
   if cache is not None:
@@ -198,7 +180,7 @@ def _apply(config: Mapping[str, Any], params, batch: Mapping[str, Any], *, key_B
   return out
 
 
-def _layers(config, params, x, masks, turn, key_B, cache, keep):
+def _layers(config, params, x, sights, turn, key_B, cache, keep):
   """All blocks, scanned -> (x, what left each block [n, B, T, D] if `keep`, the cache's arrays by name)."""
   repeats, rest = _shape(config)
   pattern = config['pattern']
@@ -207,7 +189,7 @@ def _layers(config, params, x, masks, turn, key_B, cache, keep):
   def block(x, weights, held, kind, number):
     store = _keep_nothing if held is None else functools.partial(cache_lib.store, held, cache['index'])
     weights = mesh_lib.gather(weights, BLOCK_AXES)      # inside the scan, so that no more than a layer is whole at a time
-    x, kept = adapters.merge(graph, weights)(x, masks[kind], turn, store, key_B, number)
+    x, kept = adapters.merge(graph, weights)(x, sights[kind], turn, store, key_B, number)
     return mesh_lib.constrain(x, 'batch', 'length', None), kept
 
   def period(x, scanned):
@@ -238,14 +220,14 @@ def _layers(config, params, x, masks, turn, key_B, cache, keep):
   return x, jnp.concatenate(kept) if keep else None, _by_name(stored)
 
 
-def _ready_layers(config, params, x, masks, turn, key_B, cache, keep):
+def _ready_layers(config, params, x, sights, turn, key_B, cache, keep):
   """As `_layers`, one by one, over what `ready` gave: each reads its weights and its part of the cache where they lie."""
   graph, pattern = _graph(parts.Block, config), config['pattern']
   kept, stored = [], []
   for number in range(config['layers']):
     store = _keep_nothing if cache is None else functools.partial(cache_lib.store, cache_lib.layer(cache, number), cache['index'])
     kind = pattern[number % len(pattern)]
-    x, new = adapters.merge(graph, params['rest'][str(number)])(x, masks[kind], turn, store, key_B, number)
+    x, new = adapters.merge(graph, params['rest'][str(number)])(x, sights[kind], turn, store, key_B, number)
     kept.append(x)
     stored.append(new)
   return x, jnp.stack(kept) if keep else None, _by_name(stored)

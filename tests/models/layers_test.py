@@ -39,26 +39,6 @@ def test_rotation_makes_scores_depend_on_distance_only():
   assert score(0, 0) == pytest.approx(float(jnp.sum(q * k)), abs=1e-5)
 
 
-@pytest.mark.parametrize('kv_heads', [1, 2, 4])
-def test_attention_is_its_formula(kv_heads):
-  q, k, v = np.asarray(normal(0, 2, 4, 5, 8)), np.asarray(normal(1, 2, kv_heads, 6, 8)), np.asarray(normal(2, 2, kv_heads, 6, 8))
-  mask = np.asarray(jax.random.bernoulli(jax.random.key(3), 0.6, (2, 5, 6))) | (np.arange(6) == 0)
-  got = layers.attend(*map(jnp.asarray, (q, k, v, mask)))
-  for b in range(2):
-    for h in range(4):
-      scores = q[b, h] @ k[b, h // (4 // kv_heads)].T / np.sqrt(8)
-      shares = np.where(mask[b], np.exp(scores), 0)
-      np.testing.assert_allclose(got[b, h], shares / shares.sum(-1, keepdims=True) @ v[b, h // (4 // kv_heads)], atol=1e-5)
-
-
-def test_attention_that_may_see_nothing_is_finite_with_finite_gradients():
-  q, k, v = (normal(i, 1, 2, 3, 4) for i in range(3))
-  mask = jnp.zeros((1, 3, 3), bool)
-  assert np.isfinite(layers.attend(q, k, v, mask)).all()
-  for gradient in jax.grad(lambda *x: jnp.sum(layers.attend(*x, mask) ** 2), (0, 1, 2))(q, k, v):
-    assert np.isfinite(gradient).all()
-
-
 def test_dropout_keeps_the_stated_share_and_the_mean():
   x = jnp.ones((4, 64, 64))
   y = layers.drop(x, jax.random.split(jax.random.key(0), 4), 0.1, 0)
