@@ -81,7 +81,8 @@ def get_config(size: str = '') -> ConfigDict:
       evaluate_distilled=dict(**answering, roles=dict(student='distilled'), title='distilled (CoT + KD)'),
       evaluate_answers=dict(**answering, roles=dict(student='answers_only'), title='answers only'),
       evaluate_untrained=dict(**answering, roles=dict(student='base'), title='untrained student'),
-      export=dict(stage='export', roles=dict(student='distilled'), task='gsm8k', card='Distilled from the rationales and top-k targets of a teacher.'),
+      export=dict(stage='export', of=['evaluate_teacher', 'evaluate_distilled', 'evaluate_answers', 'evaluate_untrained'], roles=dict(student='distilled'), task='gsm8k',
+                  card='Distilled from the rationales and top-k targets of a teacher.'),
   )
   c.run = ['generate', 'grade', 'label', 'distill', 'answers', 'evaluate_teacher', 'evaluate_teacher_calculator', 'evaluate_distilled',
            'evaluate_answers', 'evaluate_untrained', 'export']
@@ -118,7 +119,7 @@ def recorded() -> ConfigDict:
           length=512, optim=dict(lr=2e-3, warmup=20, decay='cosine'), title='student on real problems', how=dict(save=50)),
       evaluate=dict(stage='evaluate', roles=dict(student='student'), task='gsm8k', splits=('test',), count=200, max_new_tokens=192,
                     how=dict(batch=100), title='student on real problems'),
-      export=dict(stage='export', roles=dict(student='student'), task='gsm8k'),
+      export=dict(stage='export', of=['evaluate'], roles=dict(student='student'), task='gsm8k'),
   )
   c.run = ['written', 'graded', 'train', 'evaluate', 'export']
   return c

@@ -63,9 +63,7 @@ def render(text, prompt: str, completion: str, *, id_2: np.ndarray, loss_on_prom
   """
   start = [] if text.bos_id is None else [text.bos_id]
   asked = start + text.encode(prompt)
-  if text.eos_id is None:
-    raise ValueError('the tokenizer has no end-of-text token: a student could not learn to stop. Give it one (eos_token in tokenizer_config.json)')
-  written = text.encode(completion) + [text.eos_id]
+  written = text.encode(completion) + [text.require_end()]
   whole = np.asarray(asked + written, np.int32)
   weights = np.ones(len(whole) - 1, np.float32)
   if not loss_on_prompt:

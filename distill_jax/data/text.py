@@ -5,6 +5,7 @@ import os
 from typing import Any, Iterable, NamedTuple, Sequence
 
 _FILES = ('tokenizer.json', 'tokenizer_config.json', 'tokenizer.model', 'vocab.json', 'vocab.txt')
+_ENDS = ('</s>', '<|endoftext|>', '<|end_of_text|>', '<eos>', '<|im_end|>', '<|eot_id|>', '<end_of_turn>', '[SEP]', '[EOS]')
 _REMEDY = 'Pass a directory with tokenizer.json (as transformers `save_pretrained` writes it), or the id of a model on the Hugging Face hub'
 
 
@@ -65,6 +66,17 @@ class Text(NamedTuple):
       f'{what} have different token ids: {first} ({len(differ)} of {min(len(ours), len(theirs))} ids differ). Objectives that compare '
       f'distributions token by token (logit_kd, gkd, minillm) need one token-to-id map; across tokenizers use sft on the text that one of '
       f'them writes, or uld, which compares them over common pieces of text.')
+
+  def require_end(self) -> int:
+    """eos_id; where there is none, a ValueError that names the tokens of the vocabulary that look like one."""
+    if self.eos_id is None:
+      held = self.tokenizer.get_vocab()
+      likely = [name for name in _ENDS if name in held]
+      raise ValueError(
+        'the tokenizer has no end-of-text token: a student could not learn to stop. Give it one: "eos_token": "..." in the '
+        f'tokenizer_config.json beside its tokenizer.json, ' + (f'say {", ".join(likely)}, which its vocabulary has' if likely else
+                                                                'a token of its vocabulary that no text holds'))
+    return self.eos_id
 
   def save(self, directory) -> None:
     """Writes tokenizer.json and its companions, so that `load_text` and transformers' AutoTokenizer read the same tokenizer back."""

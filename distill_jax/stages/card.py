@@ -28,7 +28,8 @@ def card(name: str, role: Role, *, out: pathlib.Path, inputs: Mapping[str, pathl
   table of figures.  load: what the exported role was read from.  facts: of proof.prove.  The licence is left to its owner.
   """
   recipe, ran = marks.read_json(out.parent / 'config.json') or {}, marks.read_json(out.parent / 'run.json') or {}
-  parts = [_head(base if form == 'adapter' else ''), f'# {name}\n\n{_what(role, form, dtype, base)} {about}'.rstrip(), _loading(role, form, prompt, base)]
+  title = recipe.get('stages', {}).get(_stage_of(out.parent, load), {}).get('title') or name
+  parts = [_head(base if form == 'adapter' else ''), f'# {title}\n\n{_what(role, form, dtype, base)} {about}'.rstrip(), _loading(role, form, prompt, base)]
   parts += [_made(recipe, ran, out.parent, load), _figures(inputs), _checked(facts),
             '## Licence\n\nNot chosen. Fill in the field `license` above; the licences of the teacher, of the data and of the weights that training '
             'began from bind it.']

@@ -71,7 +71,8 @@ def _write(out, task, examples, role, share, *, named, part, how, log, seed, set
     share.write(out, index, count, records.columns(rows))
   log.progress(total, total, unit='texts')
   parts_lib.finish(out, count=count, fingerprints={'teacher': role.fingerprint, 'tokenizer': role.text.fingerprint}, kind='texts')
-  return dict(teacher=f'{named} (fingerprint {role.fingerprint})', cut_prompts=cut)
+  endless = f'the tokenizer of {named} has no end-of-text token: every text goes on to max_new_tokens, or to one of stop='
+  return dict(teacher=f'{named} (fingerprint {role.fingerprint})', cut_prompts=cut, notes=[endless] if role.text.eos_id is None else [])
 
 
 def _enter(out, task, examples, recorded, part, log):

@@ -10,7 +10,7 @@ from distill_jax.data import rows as rows_lib
 
 def text(*, eos=1, pad=0, bos=None):
   """A text side whose ids are 10 + the letters' numbers."""
-  return types.SimpleNamespace(eos_id=eos, pad_id=pad, bos_id=bos, encode=lambda s: [10 + ord(c) - ord('a') for c in s])
+  return types.SimpleNamespace(eos_id=eos, pad_id=pad, bos_id=bos, require_end=lambda: eos, encode=lambda s: [10 + ord(c) - ord('a') for c in s])
 
 
 def make(length, seed=0, **more):
@@ -53,11 +53,6 @@ def test_the_end_is_always_learnt_also_where_it_is_the_padding(pad):
   batch = rows_lib.unpacked([example], length=5).batch([0])
   assert batch['targets'][0, 1] == 1 and batch['weights'][0].tolist() == [1, 1, 0, 0, 0]
   assert batch['segments'][0].tolist() == [1, 1, 0, 0, 0]
-
-
-def test_a_tokenizer_without_an_end_is_refused():
-  with pytest.raises(ValueError, match='no end-of-text token'):
-    rows_lib.render(text(eos=None), 'a', 'b', id_2=ID)
 
 
 def test_fit_drops_or_cuts_what_is_too_long():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from distill_jax.data import text as text_lib
+from distill_jax.data import rows as rows_lib, text as text_lib
 
 TEXTS = [f'Tom has {i} apples and gives {i % 7} away. How many are left? {i} - {i % 7} = {i - i % 7} é 日本 😀' for i in range(500)]
 TEMPLATE = ("{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -145,6 +145,15 @@ def test_tokenizer_json_alone(tmp_path, trained):
   text = text_lib.load_text(write_directory(tmp_path, trained))
   assert (text.eos_id, text.bos_id, text.pad_id) == (None, None, 0)
   assert text.encode('Tom 12') == trained.encode('Tom 12') and text.fingerprint != trained.fingerprint      # its texts have no end
+
+
+def test_a_tokenizer_without_an_end_or_a_pad_is_read_but_not_learnt_from(tmp_path, trained):
+  text = text_lib.load_text(write_directory(tmp_path, trained))
+  with pytest.raises(ValueError, match=r'no end-of-text token: .*"eos_token": "..." in the tokenizer_config.json .* say <eos>, which its vocabulary has'):
+    rows_lib.render(text, 'Tom', '12', id_2=np.zeros(2, np.uint32))
+  only_end = text_lib.load_text(write_directory(tmp_path / 'end', trained, tokenizer_config={'eos_token': '<eos>'}))
+  assert only_end.require_end() == 1 == only_end.pad_id, 'the end is the padding then, and is learnt all the same'
+  assert rows_lib.render(only_end, 'Tom', '12', id_2=np.zeros(2, np.uint32))['targets'][-1] == 1
 
 
 def test_special_tokens_that_only_the_family_names(tmp_path, trained):

@@ -1,5 +1,6 @@
 """Generate: whole parts, the same bytes again, recorded texts, overlap."""
 import json
+import shutil
 
 import pytest
 
@@ -78,3 +79,14 @@ def test_one_source_of_texts(small, call, given):
 def test_no_question_at_all(small, call):
   with pytest.raises(ValueError, match="no examples in split 'train'"):
     call('generate', 'generate', roles=dict(teacher=small.teacher), task={**small.task, 'counts': dict(train=0)})
+
+
+def test_a_teacher_without_an_end_of_text_writes_on_and_it_is_said(small, call, tmp_path):
+  shutil.copytree(small.teacher['load'], tmp_path / 'endless')
+  about = json.loads((tmp_path / 'endless' / 'tokenizer_config.json').read_text())
+  plain = {name: value for name, value in about.items() if name not in ('eos_token', 'pad_token')}
+  (tmp_path / 'endless' / 'tokenizer_config.json').write_text(json.dumps(plain))
+  summary = call('generate', 'generate', roles=dict(teacher=dict(load=str(tmp_path / 'endless'))), task=small.task, count=2,
+                 **{**SETTINGS, 'max_new_tokens': 4})
+  assert summary['unfinished'] == 4 and summary['tokens'] == 16
+  assert 'has no end-of-text token: every text goes on to max_new_tokens' in summary['notes'][0]
