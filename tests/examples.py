@@ -23,6 +23,7 @@ from distill_jax.decode import score
 from distill_jax.losses import tokens as token_losses
 from distill_jax.methods import METHODS
 from distill_jax.methods.sft import penalty, row_keys
+from distill_jax.methods.uld import common_spans
 from distill_jax.models import MODELS
 from distill_jax.train.optim import Optimizer
 
@@ -120,6 +121,34 @@ def _gkd(key, keywords, **shape):
   return Example(METHODS['gkd'](roles, **keywords), roles, ('student',), batch, keywords, plain)
 
 
+def spanned(rng: np.random.Generator, plain: list[dict[str, Any]], *, most: int = 16, vocabulary: int = VOCAB + 8) -> list[dict[str, Any]]:
+  """The examples with a teacher's tokens of some other vocabulary and length, and random common spans."""
+  out = []
+  for one in plain:
+    n, m = len(one['tokens']), int(rng.integers(5, most + 1))
+    size = 2 * (m + n)
+    cuts = lambda count: sorted({*rng.choice(np.arange(1, size), count - 1, replace=False).tolist(), size})
+    ours, theirs = cuts(int(rng.integers(2, n + 1)) if n > 2 else 2), cuts(int(rng.integers(2, m)))
+    shared = rng.permutation(ours)[:2]      # so that there are spans in the middle
+    theirs = sorted({*theirs[:-len(shared) - 1], *shared.tolist(), size})
+    ours_in, theirs_in = common_spans(ours, theirs)
+    more = dict(spans=np.zeros(n, np.int32), **{f'teacher_{name}': np.zeros(most, np.int32) for name in ('tokens', 'targets', 'segments', 'spans')})
+    whole, m = rng.integers(0, vocabulary, most + 1), max(m, len(theirs))
+    more['spans'][n - len(ours):] = ours_in
+    more['teacher_tokens'][:m], more['teacher_targets'][:m], more['teacher_segments'][:m] = whole[:m], whole[1:m + 1], 1
+    more['teacher_spans'][m - len(theirs):m] = theirs_in
+    out.append({**one, **more})
+  return out
+
+
+def _uld(key, keywords, **shape):
+  """A teacher of another vocabulary."""
+  roles = {'student': role(1, **shape), 'teacher': role(2, **{**shape, 'vocab_size': VOCAB + 8})}
+  rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+  plain = spanned(rng, texts(rng, ROWS))
+  return Example(METHODS['uld'](roles, **keywords), roles, ('student',), rows_lib.unpacked(plain, length=LENGTH).batch(range(ROWS)), keywords, plain)
+
+
 def _contrast(key, keywords, **shape):
   roles = {'student': role(1, **shape)}
   return Example(contrast(roles, **keywords), roles, ('student',), grouped_batch(key), keywords)
@@ -131,7 +160,7 @@ def _reinforce(key, keywords, **shape):
   return Example(reinforce(roles, **keywords), roles, ('student', 'critic'), batch, keywords, plain)
 
 
-EXAMPLES: Mapping[str, Callable[..., Example]] = dict(sft=_sft, logit_kd=_logit_kd, gkd=_gkd, contrast=_contrast, reinforce=_reinforce)
+EXAMPLES: Mapping[str, Callable[..., Example]] = dict(sft=_sft, logit_kd=_logit_kd, gkd=_gkd, uld=_uld, contrast=_contrast, reinforce=_reinforce)
 
 
 def example(name: str, key: jax.Array, *, shape: str = 'llama', dtype: str = 'float32', dropout: float = 0.1, **keywords) -> Example:

@@ -1,5 +1,6 @@
 """The text side of a model: a tokenizer of the transformers library, its special ids, its chat template, and who it is."""
 import hashlib
+import itertools
 import json
 import os
 from typing import Any, Iterable, NamedTuple, Sequence
@@ -7,6 +8,11 @@ from typing import Any, Iterable, NamedTuple, Sequence
 _FILES = ('tokenizer.json', 'tokenizer_config.json', 'tokenizer.model', 'vocab.json', 'vocab.txt')
 _ENDS = ('</s>', '<|endoftext|>', '<|end_of_text|>', '<eos>', '<|im_end|>', '<|eot_id|>', '<end_of_turn>', '[SEP]', '[EOS]')
 _REMEDY = 'Pass a directory with tokenizer.json (as transformers `save_pretrained` writes it), or the id of a model on the Hugging Face hub'
+
+# the character by which byte-level tokenizers write each byte: itself where it is visible in Latin-1, else the next one from 256 on
+_SEEN = [*range(33, 127), *range(161, 173), *range(174, 256)]
+_HIDDEN = [byte for byte in range(256) if byte not in _SEEN]
+_BYTES = [chr(byte) if byte in _SEEN else chr(256 + _HIDDEN.index(byte)) for byte in range(256)]
 
 
 class Text(NamedTuple):
@@ -34,6 +40,22 @@ class Text(NamedTuple):
       return []
     return self.tokenizer(texts, add_special_tokens=False, padding=False, truncation=False, verbose=False,
                           return_attention_mask=False, return_token_type_ids=False)['input_ids']
+
+  def encode_ends(self, text: str) -> tuple[list[int], list[int]]:
+    """(ids of `text` as `encode` gives them, where each token ends in the bytes of `text`).
+
+    Exact for byte-level tokenizers. Others say which characters a token covers, and tokens inside one character all end where it does.
+    ValueError for a tokenizer that cannot tell (one without a tokenizer.json).
+    """
+    if not self.tokenizer.is_fast:
+      raise ValueError(f'{type(self.tokenizer).__name__} does not say which part of a text a token covers: use a tokenizer that has a tokenizer.json')
+    made = self.tokenizer(text, add_special_tokens=False, truncation=False, verbose=False, return_offsets_mapping=True)
+    ids, data = made['input_ids'], text.encode()
+    tokens = self.tokenizer.convert_ids_to_tokens(ids)
+    if ''.join(tokens) == ''.join(map(_BYTES.__getitem__, data)):
+      return ids, list(itertools.accumulate(map(len, tokens)))
+    sizes = [0, *itertools.accumulate(len(character.encode()) for character in text)]
+    return ids, [sizes[end] for _, end in made['offset_mapping']]
 
   def decode(self, ids) -> str:
     """Text of ids (any sequence of ints), special tokens left out; ids no token has (a model's padded rows) are left out too."""

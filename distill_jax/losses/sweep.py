@@ -28,10 +28,12 @@ class Out(NamedTuple):
 
 
 class What(NamedTuple):
-  """What a sweep computes; static. form: for each argument of `function` the (scale, cap) of its head, None for labels."""
+  """What a sweep computes; static. form: for each argument of `function` the (scale, cap) of its head, None for labels. apart: the outs have
+  vocabularies of their own, which are not aligned."""
   function: Callable[..., Any]
   form: tuple
   chunk: int | None
+  apart: bool = False
 
 
 class Plan(NamedTuple):
@@ -137,7 +139,7 @@ def _call(what: What, products: list) -> Any:
   """The function at the logits of these products."""
   values = [x if form is None else Head(None, None, *form).finish(x) for x, form in zip(products, what.form)]
   outs = [i for i, form in enumerate(what.form) if form is not None]
-  for i, logits in zip(outs, align([values[i] for i in outs])):
+  for i, logits in zip(outs, [] if what.apart else align([values[i] for i in outs])):
     values[i] = logits
   return what.function(*values)
 

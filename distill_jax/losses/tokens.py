@@ -77,15 +77,19 @@ def means(function: Callable[..., Mapping[str, Array]], weights_BL: Array, stude
   return {name: Mean(total, jnp.sum(weights_BL)) for name, total in totals.items()}
 
 
-def per_token(function: Callable[..., Any], weights_BL: Array, student: Mapping[str, Any], *others: Any, chunk: int | None = None) -> Any:
+def per_token(function: Callable[..., Any], weights_BL: Array, student: Mapping[str, Any], *others: Any, chunk: int | None = None,
+              vocabularies: str = 'one') -> Any:
   """`function(student_logits, *others)` at every token: -> an array [B, L, ...] or a tree of them, 0 where the weight is 0.
 
   As `means`, but nothing is summed, and gradients flow to every hidden state and head; logits are computed again for them.
-  Float values come as float32.
+  Float values come as float32. vocabularies: 'one' aligns the widths of several outs, see `means`; 'apart' leaves them as they are, for
+  functions that do not compare them id by id.
   """
   form, said = _parts((student, *others))
   outs, labels = ([x if isinstance(x, sweep.Out) == wanted else None for x in said] for wanted in (True, False))
-  return sweep.values(sweep.What(function, form, chunk), outs, labels, weights_BL)
+  if vocabularies not in ('one', 'apart'):
+    raise ValueError(f"per_token: vocabularies={vocabularies!r}: 'one' or 'apart'")
+  return sweep.values(sweep.What(function, form, chunk, vocabularies == 'apart'), outs, labels, weights_BL)
 
 
 def _parts(given: tuple) -> tuple[tuple, list]:

@@ -53,12 +53,13 @@ def label(out, inputs, *, seed, how, log, roles, method, task=None, split='train
     raise ValueError(f'label: method {method["method"]!r} {why}; leave this stage out')
   data = records.data_inputs(inputs)
   rows = [row for path in data.values() for row in records.read(path)] if data else records.people(task, split, count)
-  fitted = rows_lib.fit(records.render(text, rows, target=target, task=task, loss_on_prompt=loss_on_prompt), length=length, overlong=overlong)
+  fitted = rows_lib.fit(records.render(text, rows, target=target, task=task, loss_on_prompt=loss_on_prompt, more=made.more), length=length, overlong=overlong)
   examples = sorted(fitted.examples, key=lambda e: tuple(e['id']))
   feed.check_batch(batch, mesh, 1)
   params = {name: role.params for name, role in loaded.items() if name not in trained}
   say = saying(made, cache, seed, mesh, layout(how))
   vocab_size = max([text.vocab_size, *[(loaded[name].model.config or {}).get('vocab_size', 0) for name in params]])
+  plain = [name for name in examples[0] if name != 'id'] if examples else PLAIN
   parts, began, kept = max(-(-len(examples) // part), 1), time.perf_counter(), []
   for index in share.todo(out, parts):
     log.progress(index * part, len(examples), unit='examples')
@@ -66,7 +67,7 @@ def label(out, inputs, *, seed, how, log, roles, method, task=None, split='train
     labels = _label_part(say, params, chosen, length=length, batch=batch, mesh=mesh,
                          dtype='float32' if cache.codec == codec.NAME else dtype)
     labels = _keep(labels, chosen, cache, method=method['method'], vocab_size=vocab_size)
-    share.write(out, index, parts, {'id': np.stack([e['id'] for e in chosen]), **{k: [e[k] for e in chosen] for k in PLAIN}, **labels})
+    share.write(out, index, parts, {'id': np.stack([e['id'] for e in chosen]), **{k: [e[k] for e in chosen] for k in plain}, **labels})
   log.progress(len(examples), len(examples), unit='examples')
   made_by = {**fingerprints(loaded, trained), 'labels': marks.canonical(made.label_settings), 'method': str(sorted(method.items()))}
   parts_lib.finish(out, count=parts, fingerprints=made_by, kind='labels', codec=cache_lib.stamp(cache, vocab_size=vocab_size))

@@ -1,7 +1,7 @@
 """Records: the texts that stages hand on, and the tokenised examples made of them."""
 import json
 import pathlib
-from typing import Any, Iterable, Mapping, Sequence
+from typing import Any, Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -67,8 +67,8 @@ def pair(row: Mapping[str, Any], *, target: str, task: Task | None) -> tuple[str
 
 
 def render(text, rows: Iterable[Mapping[str, Any]], *, target: str = 'written', task: Task | None = None,
-           loss_on_prompt: bool = False) -> list[rows_lib.Example]:
-  """Tokenised examples of records; their ids are those of prompt, completion and sample number."""
+           loss_on_prompt: bool = False, more: Callable | None = None) -> list[rows_lib.Example]:
+  """Tokenised examples of records; their ids are those of prompt, completion and sample number. more: `Method.more`."""
   if target not in TARGETS:
     raise ValueError(f'target={target!r}: one of {", ".join(TARGETS)}')
   if target == 'gold' and task is None:
@@ -76,8 +76,9 @@ def render(text, rows: Iterable[Mapping[str, Any]], *, target: str = 'written', 
   out = []
   for row in rows:
     prompt, completion = pair(row, target=target, task=task)
-    out.append(rows_lib.render(text, prompt, completion, id_2=keys.content_id(row['id'], row['sample'], prompt, completion),
-                               loss_on_prompt=loss_on_prompt))
+    example = rows_lib.render(text, prompt, completion, id_2=keys.content_id(row['id'], row['sample'], prompt, completion),
+                              loss_on_prompt=loss_on_prompt)
+    out.append(example if more is None else {**example, **more(prompt, completion, example)})
   return out
 
 

@@ -146,7 +146,8 @@ def _read(inputs, roles, mesh, how, *, method, seed, task, split, count, target,
     corpus = [' '.join(records.pair(row, target=target, task=task)) for row in texts]
     loaded = load_roles(roles, mesh, how, seed=seed, texts=corpus)
     text = loaded[next(iter(optim))].text
-    fitted = rows_lib.fit(records.render(text, texts, target=target, task=task, loss_on_prompt=loss_on_prompt), length=length, overlong=overlong)
+    more = make_method(method, loaded, task=task, text=text).more
+    fitted = rows_lib.fit(records.render(text, texts, target=target, task=task, loss_on_prompt=loss_on_prompt, more=more), length=length, overlong=overlong)
     if not fitted.examples:
       raise ValueError(f'train: none of {len(texts)} examples fits length={length} tokens; raise it, or overlong="cut"')
     examples = sorted(fitted.examples, key=lambda e: tuple(e['id']))
