@@ -36,7 +36,7 @@ KD4 = (('k', 4),)
 LORA = Case('logit_kd', 'lora', 'float32')      # adapters over a frozen base
 FIRST = [Case('sft', 'llama', 'float32'), Case('logit_kd', 'gpt2', 'float32'), Case('logit_kd', 'llama', 'float32', KD4),
          Case('contrast', 'gpt2', 'float32'), Case('reinforce', 'llama', 'float32'), LORA,
-         Case('gkd', 'gpt2', 'float32', (('on_policy', 0.5),)), Case('uld', 'llama', 'float32')]
+         Case('gkd', 'gpt2', 'float32', (('on_policy', 0.5),)), Case('uld', 'llama', 'float32'), Case('minillm', 'llama', 'float32')]
 HALF = [Case('sft', 'gpt2', 'bfloat16'), Case('logit_kd', 'llama', 'bfloat16'), Case('logit_kd', 'gpt2', 'bfloat16', KD4)]
 # the other pairs of shape and dtype: `pytest -m slow`
 REST = [Case('sft', 'gpt2', 'float32'), Case('sft', 'llama', 'bfloat16'), Case('logit_kd', 'llama', 'float32'),

@@ -121,6 +121,17 @@ def _gkd(key, keywords, **shape):
   return Example(METHODS['gkd'](roles, **keywords), roles, ('student',), batch, keywords, plain)
 
 
+def _minillm(key, keywords, **shape):
+  """Rows as a rollout leaves them, which rollouts can continue."""
+  roles = {'student': role(1, **shape)._replace(text=ENDS), 'teacher': role(2, **shape)}
+  keywords = {'max_new_tokens': 8, **keywords}
+  rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+  plain, batch = unpacked_batch(key)
+  draw = lambda low, high: rng.uniform(low, high, batch['weights'].shape).astype(np.float32)
+  batch = {**batch, 'importance': draw(0.5, 1.5), 'returns': draw(-1, 1), 'old_logps': draw(-3.6, -3.4)}
+  return Example(METHODS['minillm'](roles, **keywords), roles, ('student',), batch, keywords, plain)
+
+
 def spanned(rng: np.random.Generator, plain: list[dict[str, Any]], *, most: int = 16, vocabulary: int = VOCAB + 8) -> list[dict[str, Any]]:
   """The examples with a teacher's tokens of some other vocabulary and length, and random common spans."""
   out = []
@@ -160,7 +171,7 @@ def _reinforce(key, keywords, **shape):
   return Example(reinforce(roles, **keywords), roles, ('student', 'critic'), batch, keywords, plain)
 
 
-EXAMPLES: Mapping[str, Callable[..., Example]] = dict(sft=_sft, logit_kd=_logit_kd, gkd=_gkd, uld=_uld, contrast=_contrast, reinforce=_reinforce)
+EXAMPLES: Mapping[str, Callable[..., Example]] = dict(sft=_sft, logit_kd=_logit_kd, gkd=_gkd, minillm=_minillm, uld=_uld, contrast=_contrast, reinforce=_reinforce)
 
 
 def example(name: str, key: jax.Array, *, shape: str = 'llama', dtype: str = 'float32', dropout: float = 0.1, **keywords) -> Example:

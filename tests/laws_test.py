@@ -67,7 +67,7 @@ def test_2_share_of_one_row():
   assert_near(Outcome(*jax.device_get((state.opt, state.params, means, state.memory))), together, BOUND['float32'])
 
 
-LABELLED = [case for case in FIRST + HALF if case.name in ('logit_kd', 'reinforce', 'gkd', 'uld')]
+LABELLED = [case for case in FIRST + HALF if case.name in ('logit_kd', 'reinforce', 'gkd', 'uld', 'minillm')]
 
 
 @over(LABELLED)

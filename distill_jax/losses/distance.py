@@ -12,7 +12,7 @@ NOISE = 1e-5      # of the larger one: two float32 sweeps over the same logits d
 
 
 def sorted_gap(logits: Array, other_logits: Array, logp: Array, other_logp: Array) -> Array:
-  """sum_i |p_(i) - q_(i)|: p and q sorted, most likely first, the shorter filled up with zeros. Boizard 2024 (arXiv:2402.12030), equation 3,
+  """sum_i |p_(i) - q_(i)|: p and q sorted, most likely first, the shorter filled up with zeros. Boizard 2024 (arXiv:2402.12030),
   the closed form of a Wasserstein distance with equal costs.
 
   logits [..., V], other_logits [..., W]; logp, other_logp [...]: p is exp(logp) softmax(logits), so with logp the log-probability of the

@@ -15,7 +15,7 @@ from distill_jax.methods.sft import penalty, row_keys
 
 
 def uld(roles, *, task=None, text=None, strength: float = 1.5, teacher_length: int = 256) -> Method:
-  """L = CE(targets) + strength * mean over spans of sum_i |p_i - q_i|, p and q sorted, most likely first (equations 2 to 4; the paper uses 1.5).
+  """L = CE(targets) + strength * mean over spans of sum_i |p_i - q_i|, p and q sorted, most likely first (the paper uses 1.5).
 
   The completion of a row is tokenised by both tokenizers and cut into spans: the smallest pieces of text, by byte offsets, at whose ends a
   token of either ends. EOS is a span of its own. By the chain rule a span's distribution is that of its last token times the

@@ -10,7 +10,7 @@ from distill_jax.core.types import Head, Model, Role
 from distill_jax.data import text as text_lib
 from distill_jax.methods import METHODS, teacher
 
-PAIRED = ['logit_kd', 'gkd']
+PAIRED = ['logit_kd', 'gkd', 'minillm']
 
 
 def named(tokens):

@@ -122,7 +122,7 @@ def merged(table, tokens, targets, spans, number):
 
 
 def plain(student):
-  """Equation 4 by spans -> (sum of weight times distance, weight)."""
+  """The sum by spans -> (sum of weight times distance, weight)."""
   total = weight = 0.0
   for b, number, w in [(0, 1, 1.0), (0, 2, 2.0), (0, 3, 1.0), (1, 1, 1.0)]:
     p = merged(student, BATCH['tokens'][b], BATCH['targets'][b], BATCH['spans'][b], number)
