@@ -1,4 +1,4 @@
-"""Generalised knowledge distillation: the student writes some of the rows itself, the teacher marks every token (Agarwal et al. 2023, arXiv 2306.13649)."""
+"""Generalised knowledge distillation: the student writes some of the rows, the teacher marks every token (Agarwal 2023, arXiv 2306.13649)."""
 import functools
 
 import jax
@@ -17,7 +17,7 @@ def gkd(roles, *, task=None, text=None, beta: float = 0.5, on_policy: float = 1.
   Algorithm 1 of the paper: with probability `on_policy` (its lambda; here drawn row by row, from the run's key, the step and the row's id)
   a row keeps its prompt and the student continues it, else the data's own text stays. No gradient flows through the sampling.
 
-  D by beta: 0 < beta < 1 is jsd(beta) = beta KL(T || M) + (1 - beta) KL(S || M), M = beta T + (1 - beta) S (equation 1, losses/divergence.py);
+  D by beta: 0 < beta < 1 is jsd(beta) = beta KL(T || M) + (1 - beta) KL(S || M), M = beta T + (1 - beta) S (equation 1 of the paper);
   beta = 0 is forward_kl KL(T || S); beta = 1 is reverse_kl KL(S || T). The interior vanishes towards both ends (jsd / beta -> forward_kl,
   jsd / (1 - beta) -> reverse_kl), so values of other betas are not on one scale. TRL's generalized_jsd_loss has the same three cases (its
   docstring only speaks of interpolation); it lacks the factor temperature ** 2.
@@ -59,7 +59,8 @@ def gkd(roles, *, task=None, text=None, beta: float = 0.5, on_policy: float = 1.
 
   def rollout(state, frozen, batch, key):
     rollouts.check(batch, text, method='gkd')
-    return writer(batch['row'].sharding)(state.params['student'], {name: x for name, x in batch.items() if name != 'label'}, key), state.memory
+    unmarked = {name: x for name, x in batch.items() if name != 'label'}
+    return writer(batch['row'].sharding)(state.params['student'], unmarked, key), state.memory
 
   if on_policy == 0:
     return Method(loss, label)

@@ -1,4 +1,4 @@
-"""MiniLLM: reverse KL of whole texts by policy gradient, on texts that student and teacher write together (Gu et al. 2023, arXiv 2306.08543)."""
+"""MiniLLM: reverse KL of whole texts by policy gradient, on texts that student and teacher write together (Gu 2023, arXiv 2306.08543)."""
 import functools
 
 import jax
@@ -18,11 +18,11 @@ def minillm(roles, *, task=None, text=None, alpha: float = 0.2, clip: float = 0.
   q student, p teacher, y ~ p~ = alpha p + (1 - alpha) q, token by token, at temperature 1 (teacher-mixed sampling). The gradient
   is that of KL(q || p) over whole texts, in two parts (single-step decomposition):
     single  sum_t w_t d KL(q_t || p_t), over the whole vocabulary;
-    long    - sum_t w_t R_{t+1} d log q(y_t), with the return to go by length, R_{t+1} = mean over t' > t of log p(y_t') / q(y_t'), 0 for the last
-            token (length normalisation).
-  w_t = q(y_t) / p~(y_t), the paper's one-step importance weight. rho_t = q(y_t) / q_old(y_t), with q_old the student that wrote, clipped as in
-  PPO (eps = `clip`); a rollout serves one step here, so rho_t leaves 1 by dropout alone. w, R and q_old are
-  data: computed in the rollout, without dropout or gradient.
+    long    - sum_t w_t R_{t+1} d log q(y_t), with the return to go normalised by length: R_{t+1} is the mean over t' > t of
+            log p(y_t') / q(y_t'), 0 for the last token.
+  w_t = q(y_t) / p~(y_t), the paper's one-step importance weight. rho_t = q(y_t) / q_old(y_t), q_old the student that wrote, clipped as in
+  PPO (eps = `clip`); a rollout serves one step here, so rho_t leaves 1 by dropout alone. w, R and q_old are data: computed in the rollout,
+  without dropout or gradient.
   Left out: the language-modelling term on pretraining text (the paper's last), which needs a second stream of batches; the
   mean is over tokens of the batch, where the paper's is over texts.
 
@@ -68,7 +68,8 @@ def minillm(roles, *, task=None, text=None, alpha: float = 0.2, clip: float = 0.
     if alpha > 0:
       writer = mixture.mixed(student.model, teacher.model, share=alpha, hide=hide)
       held = {'first': params['student'], 'second': params['teacher']}
-    rows, drawn_BL = rollouts.write(writer, held, batch, jnp.ones(len(batch['row']), bool), key, text=text, max_new_tokens=max_new_tokens, mesh=mesh)
+    every = jnp.ones(len(batch['row']), bool)
+    rows, drawn_BL = rollouts.write(writer, held, batch, every, key, text=text, max_new_tokens=max_new_tokens, mesh=mesh)
     def says(logits, told, targets):
       return {'student': -tokens.cross_entropy(hide(logits), targets), 'teacher': -tokens.cross_entropy(hide(told), targets)}
     outs = student.model.apply(params['student'], rows), teacher.model.apply(params['teacher'], rows)

@@ -1,4 +1,4 @@
-"""Universal logit distillation: a teacher of another tokenizer, compared by sorted probabilities over common pieces of text (Boizard et al. 2024, arXiv 2402.12030)."""
+"""Universal logit distillation: a teacher of another tokenizer, by sorted probabilities over common spans (Boizard 2024, arXiv 2402.12030)."""
 import bisect
 from typing import Sequence
 
@@ -21,7 +21,8 @@ def uld(roles, *, task=None, text=None, strength: float = 1.5, teacher_length: i
   token of either ends. EOS is a span of its own. By the chain rule a span's distribution is that of its last token times the
   probability of its earlier ones: m(v) = prod_{i < last} p(y_i) p(v | ...); where a token is a span it is the token's own distribution, so
   two equal tokenizers give plain ULD. (The paper pairs the n-th token with the n-th; pairing by text is that of TRL's GOLD, strategy
-  'bayesian'.) The shorter vocabulary is filled up with zeros. A span counts as its last target does, unless one of its targets has weight 0.
+  'bayesian'.) The shorter vocabulary is filled up with zeros. A span weighs what its last target does, 0 where one of its targets has
+  weight 0.
   Gradients flow to all of the student's tokens of a span. Differences within float noise count 0: the slope of |x| does not fade.
 
   roles: 'student' and 'teacher', each with its tokenizer. teacher_length: the most tokens that an example has for the teacher.
@@ -40,7 +41,8 @@ def uld(roles, *, task=None, text=None, strength: float = 1.5, teacher_length: i
   def seen(batch):
     segments = batch['teacher_segments']
     places = jnp.broadcast_to(jnp.arange(segments.shape[1], dtype=jnp.int32)[None], segments.shape)
-    return dict(tokens=batch['teacher_tokens'], targets=batch['teacher_targets'], segments=segments, positions=jnp.where(segments > 0, places, 0))
+    positions = jnp.where(segments > 0, places, 0)
+    return dict(tokens=batch['teacher_tokens'], targets=batch['teacher_targets'], segments=segments, positions=positions)
 
   def label(params, batch, key):
     rows, spans = seen(batch), batch['teacher_spans']
