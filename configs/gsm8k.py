@@ -4,6 +4,8 @@
     python -m distill_jax.main --config=configs/gsm8k.py:tiny        seconds; the whole pipeline, for tests
     python -m distill_jax.main --config=configs/gsm8k.py:recorded --config.tasks.gsm8k.source=DIR --config.stages.written.recorded=FILE
                                                                      real problems and recorded solutions of somebody else's teacher
+    python -m distill_jax.main --config=configs/gsm8k.py:api --config.roles.teacher.api.model=NAME --config.roles.teacher.api.base_url=URL
+                                                                     a teacher behind an OpenAI-compatible API (also tiny-api, full-api)
     python -m distill_jax.main --config=configs/gsm8k.py:full        openai/gsm8k, Qwen2.5 teacher and student: for a pod
 
 Chain-of-thought distillation as in Magister et al. 2022 (arXiv 2212.08410) and Ho et al. 2022 (arXiv 2212.10071), the student trained on
@@ -35,11 +37,14 @@ SIZES = {
 
 
 def get_config(size: str = '') -> ConfigDict:
-  """The recipe at one of SIZES, or 'recorded'."""
+  """The recipe at one of SIZES, or 'recorded'; 'api', 'tiny-api', 'full-api': those sizes with a teacher behind an API."""
   if size == 'recorded':
     return recorded()
+  if size == 'api' or size.endswith('-api'):
+    return behind_api(get_config(size.removesuffix('api').removesuffix('-')))
   if size not in SIZES:
-    raise ValueError(f'configs/gsm8k.py has no size {size!r}; there is {", ".join(repr(s) for s in (*SIZES, "recorded"))}')
+    known = [*SIZES, 'recorded', *(f'{name}-api'.removeprefix('-') for name in SIZES)]
+    raise ValueError(f'configs/gsm8k.py has no size {size!r}; there is {", ".join(map(repr, known))}')
   s = SIZES[size]
   c = ConfigDict()
   c.seed = 0
@@ -87,6 +92,24 @@ def get_config(size: str = '') -> ConfigDict:
   c.run = ['generate', 'grade', 'label', 'distill', 'answers', 'evaluate_teacher', 'evaluate_teacher_calculator', 'evaluate_distilled',
            'evaluate_answers', 'evaluate_untrained', 'export']
   c.compare = [('evaluate_distilled', 'evaluate_answers', split) for split in s['splits']]
+  return c
+
+
+def behind_api(c: ConfigDict) -> ConfigDict:
+  """The recipe with a teacher that gives texts only: the student learns them with cross-entropy, without the teacher's top-k targets."""
+  c.title = 'GSM8K, distilled from a teacher behind an API'
+  c.notes = [note for note in c.notes if 'bundled models' not in note]
+  c.roles.teacher = dict(api=dict(
+      base_url='', model='', kind='chat', key_env='OPENAI_API_KEY', template='{prompt}', price=dict(input=0.0, output=0.0),
+      system='Work the problem out in short steps. Then write the answer, only the number, on a last line of its own as: #### number'))
+  for name in ('generate', 'evaluate_teacher'):
+    c.stages[name].how = dict(concurrency=8)
+  c.stages.distill.of, c.stages.distill.method = ['grade'], dict(method='sft')
+  c.stages.distill.title = c.stages.evaluate_distilled.title = 'distilled (CoT)'
+  c.stages.export.card = 'Distilled from the rationales of a teacher behind an API.'
+  for name in ('label', 'evaluate_teacher_calculator'):
+    del c.stages[name]
+  c.run = [name for name in c.run if name in c.stages]
   return c
 
 

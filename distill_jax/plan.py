@@ -120,7 +120,7 @@ def plan(recipe: Mapping[str, Any], where: chips.Slice, *, only: str | None = No
     raise ValueError(f'--only: there is no stage {only!r}; there is {", ".join(recipe["stages"])}')
   chosen = [only] if only is not None else list(recipe['run'])
   kinds = [name for name in chosen if recipe['stages'][name]['stage'] in ('train', 'label', 'generate', 'evaluate')
-           and (recipe['stages'][name].get('roles'))]
+           and (recipe['stages'][name].get('roles')) and not any('api' in role for role in programs.roles_of(recipe, name).values())]
   if not kinds:
     raise ValueError(f'{", ".join(chosen)}: no step for a chip; there is something to plan in train, label, generate and evaluate stages')
   groups: dict[str, list[str]] = {}

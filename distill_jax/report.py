@@ -17,7 +17,7 @@ def write(workdir: pathlib.Path, recipe: Mapping[str, Any]) -> pathlib.Path:
   done = results.finished(workdir, recipe)
   body = [
       _head(workdir, recipe, done), _results(workdir, recipe, done), _beside(workdir, recipe, done), _curves(workdir, done),
-      _training(done), _writing(done), _rejections(done), _labels(done), _exports(done), _samples(done), _times(done),
+      _training(done), _writing(done), _services(done), _rejections(done), _labels(done), _exports(done), _samples(done), _times(done),
       _how_made(workdir, recipe)]
   path = workdir / 'report.html'
   temporary = path.with_name('.report.html.tmp')
@@ -195,6 +195,22 @@ def _writing(done):
                     ('tokens', page.count(s.get('tokens')) or None), ('never ended', number('unfinished')),
                     ('prompts cut', number('cut_prompts')), ('tokens a second', number('tokens_per_second'))]), _overlap(s)]
   return '<h2>What the teacher wrote</h2>' + '\n'.join(out) if out else ''
+
+
+def _services(done):
+  rows, together = [], 0.0
+  for name, entry in done.items():
+    if (s := entry['summary'].get('api')) is None:
+      continue
+    together += s['cost'] or 0
+    rows.append([name, ', '.join(s['served']) or s['model'], f'{s["requests"]:,}', f'{s["retries"]:,}', page.count(s['input_tokens']),
+                 page.count(s['output_tokens']), '' if s['latency_median'] is None else f'{s["latency_median"]:.2f} s',
+                 '' if s['cost'] is None else f'{s["cost"]:,.4f}'])
+  if not rows:
+    return ''
+  head = ['stage', 'model that answered', 'requests', 'retries', 'tokens read', 'tokens written', 'median latency', 'cost']
+  said = 'All runs of each stage together, from its journals. Cost by price= of the role, in its unit'
+  return '<h2>Requests to the API</h2>' + page.table(head, rows) + page.soft(f'{said}; {together:,.4f} in all.' if together else f'{said}.')
 
 
 def _of_each(rows, key, most):

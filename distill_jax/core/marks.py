@@ -10,6 +10,7 @@ from typing import Any, Callable, Iterator, Mapping
 BUNDLED = pathlib.Path(__file__).resolve().parent.parent / 'bundled'
 _ABSENT = '(absent)'
 _PLACES = ('load', 'tokenizer', 'source', 'recorded')     # keys whose values are 'bundled..', a path or a hub id
+ASIDE = ('price', 'key_env')                              # keys that change no result
 _NAMES = ('stage', 'role', 'task', 'model')               # keys whose values are names of ours, never paths
 
 
@@ -74,7 +75,7 @@ def describe(value: Any, *, where: str, digests: Digests, hub: Callable[..., str
   again = dict(where=where, digests=digests, hub=hub, kind=kind, key=key, revision=revision)
   if isinstance(value, Mapping):
     again['revision'] = value.get('revision')
-    return {k: describe(v, **{**again, 'where': f'{where}.{k}', 'key': k}) for k, v in value.items()}
+    return {k: describe(v, **{**again, 'where': f'{where}.{k}', 'key': k}) for k, v in value.items() if k not in ASIDE}
   if isinstance(value, (list, tuple)):
     return [describe(v, **again) for v in value]
   if not isinstance(value, str) or value == 'bundled' or key in _NAMES or not any(c.isalnum() for c in value):

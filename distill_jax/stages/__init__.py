@@ -1,4 +1,4 @@
-from distill_jax.stages.checks import check
+from distill_jax.stages.checks import check, check_models
 from distill_jax.stages.evaluate import evaluate
 from distill_jax.stages.export import export
 from distill_jax.stages.forecasts import FORECASTS as FORECASTS
@@ -9,4 +9,4 @@ from distill_jax.stages.train import train
 
 STAGES = dict(generate=generate, grade=grade, label=label, train=train, evaluate=evaluate, export=export)
 TOGETHER = ('generate', 'label', 'train', 'evaluate')      # what all hosts do; the others are the leader's alone
-CHECKS = {name: check for name in STAGES}
+CHECKS = {name: check if name in ('generate', 'evaluate') else check_models for name in STAGES}

@@ -5,6 +5,7 @@ from typing import Any, Callable, Mapping
 from distill_jax.compress.lora import lora
 from distill_jax.methods import METHODS
 from distill_jax.models import MODELS
+from distill_jax.stages import api, roles as roles_lib, writers
 from distill_jax.stages.train import VALIDATION
 from distill_jax.tasks import TASKS
 from distill_jax.train.optim import optimizer
@@ -24,6 +25,9 @@ def check(keywords: Mapping[str, Any]) -> None:
     for role, settings in ({'optim': optim} if 'lr' in optim else {f'optim.{r}': s for r, s in optim.items()}).items():
       _takes(role, optimizer, settings, given=('steps',))
   for name, role in (keywords.get('roles') or {}).items():
+    if 'api' in role:
+      _takes(f'roles.{name}.api', api.service, role['api'])
+      writers.check(role, **{key: keywords[key] for key in ('calculator', 'cache_dtype') if key in keywords})
     if 'model' in role:
       _named(f'roles.{name}.model', role['model'], 'model', MODELS, optional=('vocab_size',))      # default: the tokenizer's
     if 'lora' in role:
@@ -31,6 +35,14 @@ def check(keywords: Mapping[str, Any]) -> None:
   for key in keywords.get('validate') or {}:
     if key not in VALIDATION:
       raise TypeError(f'validate: takes no key {key!r} (it takes: {", ".join(VALIDATION)})')
+
+
+def check_models(keywords: Mapping[str, Any]) -> None:
+  """`check` of a stage that needs the models themselves: ValueError for a role behind an API."""
+  check(keywords)
+  for role in (keywords.get('roles') or {}).values():
+    if 'api' in role:
+      roles_lib.load_role(role)
 
 
 def _named(where: str, definition: Mapping[str, Any], key: str, known: Mapping[str, Callable], given=(), optional=()) -> None:

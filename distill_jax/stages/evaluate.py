@@ -4,14 +4,11 @@ import math
 import time
 from typing import Any, Sequence
 
-import jax
 import numpy as np
 
-from distill_jax.core import hosts, keys
+from distill_jax.core import hosts
 from distill_jax.data import shards
-from distill_jax.decode import sample
-from distill_jax.stages import parts as parts_lib, records
-from distill_jax.stages.roles import load_roles, parameters
+from distill_jax.stages import parts as parts_lib, records, writers
 
 SHOWN = 8
 
@@ -27,8 +24,10 @@ def evaluate(out, inputs, *, seed, how, log, roles, task, splits=('test',), coun
              max_new_tokens=160, calculator=False, stop=(), cache_dtype=None, part=256, title=None) -> dict[str, Any]:
   """Answers the questions of each split, in parts; a part that is there is not answered again.
 
-  roles: exactly one.  accuracy: mean grade over samples, then over problems; pass@k for each k of `ks`; 95 % intervals by bootstrap over problems.
-  temperature 0: greedy.  cache_dtype: of the decoding cache.  how: batch, mesh, rules; groups of hosts take parts in turn.
+  roles: exactly one, a model or one behind an API (stages/api.py).  accuracy: mean grade over samples, then over problems;
+  pass@k for each k of `ks`; 95 % intervals by bootstrap over problems.
+  temperature 0: greedy.  cache_dtype: of the decoding cache.  how: batch, mesh, rules; of an API concurrency (requests in flight), tries,
+  timeout; groups of hosts take parts in turn.
   """
   if len(roles) != 1:
     raise ValueError(f'evaluate: one role, got {sorted(roles)}')
@@ -39,45 +38,44 @@ def evaluate(out, inputs, *, seed, how, log, roles, task, splits=('test',), coun
   task = records.make_task(task)
   name, definition = next(iter(roles.items()))
   share = parts_lib.share(how)
-  role = load_roles({name: definition}, share.mesh, how, seed=seed)[name]
   settings = dict(samples=samples, temperature=temperature, top_p=top_p, top_k=top_k, max_new_tokens=max_new_tokens, stop=tuple(stop),
-                  writer=task.writer if calculator else None, cache_dtype=cache_dtype, batch=how.get('batch', 64), mesh=share.mesh)
+                  writer=task.writer if calculator else None, cache_dtype=cache_dtype)
   splits = [splits] if isinstance(splits, str) else list(splits)
   questions = {split: list(task.examples(split))[:count] for split in splits}
   if empty := [split for split in splits if not questions[split]]:
     raise ValueError(f'evaluate: the task has no examples in split {empty[0]!r}')
-  longest = max(len(ids) for examples in questions.values() for ids in role.text.encode_many([task.prompt(e) for e in examples])) + 1
-  settings['length'] = -(-longest // 16) * 16
-  began, total, done = time.perf_counter(), sum(map(len, questions.values())), 0
+  prompts = [task.prompt(e) for examples in questions.values() for e in examples]
+  writer = writers.make(out, definition, share, how, name=name, seed=seed, prompts=prompts, log=log, settings=settings)
+  began = time.perf_counter()
+  _answer(out, writer, share, task, questions, part=part, samples=samples, log=log)
   for split, examples in questions.items():
-    done = _answer(out / split, role, share, task, examples, part=part, settings=settings, seed=seed, done=done, total=total, log=log)
+    parts_lib.finish(out / split, count=-(-len(examples) // part), fingerprints={'role': writer.fingerprints[name]}, kind='predictions')
   rows = {split: _read(out / split) for split in splits}
   if hosts.lead():
     _file(out, rows)
   table = {split: _scores(rows[split], samples, ks) for split in splits}
   first = rows[splits[0]]
-  return dict(kind='evaluate', title=title or name, role=name, parameters=parameters(role), calculator=calculator, temperature=temperature,
+  return dict(kind='evaluate', title=title or name, role=name, parameters=writer.parameters, calculator=calculator, temperature=temperature,
               samples=samples, seed=seed, splits=table, seconds=time.perf_counter() - began,
-              examples=[dict(question=r['question'], answer=r['gold'], prediction=r['texts'][0], right=r['grades'][0] > 0) for r in first[:SHOWN]])
+              examples=[dict(question=r['question'], answer=r['gold'], prediction=r['texts'][0], right=r['grades'][0] > 0) for r in first[:SHOWN]],
+              **writer.facts())
 
 
-def _answer(out, role, share, task, examples, *, part, settings, seed, done, total, log) -> int:
-  out.mkdir(exist_ok=True)
-  count = -(-len(examples) // part)
-  first = done
-  for index in share.todo(out, count):
-    chosen = examples[index * part:(index + 1) * part]
-    log.progress(done, total, unit='questions')
-    texts, _ = sample.write(role, role.params, [task.prompt(e) for e in chosen], [keys.id_from_text(e['id']) for e in chosen],
-                            jax.random.key(seed), **settings)
+def _answer(out, writer, share, task, questions, *, part, samples, log) -> None:
+  """Writes the parts of all splits that are not there."""
+  counts, before, total = {split: -(-len(examples) // part) for split, examples in questions.items()}, {}, 0
+  for split, examples in questions.items():
+    (out / split).mkdir(exist_ok=True)
+    before[split], total = total, total + len(examples)
+  chosen = lambda split, index: questions[split][index * part:(index + 1) * part]
+  todo = [(split, index) for split, count in counts.items() for index in share.todo(out / split, count)]
+  parts = {where: ([task.prompt(e) for e in chosen(*where)], [e['id'] for e in chosen(*where)]) for where in todo}
+  progress = lambda where, texts: log.progress(min(before[where[0]] + where[1] * part + texts // samples, total), total, unit='questions')
+  for (split, index), texts in writer.write(parts, progress):
     rows = [dict(id=e['id'], question=e['question'], gold=task.answer(e), texts=[t['text'] for t in several],
-                 grades=[float(task.grade(e, t['text'])) for t in several]) for e, several in zip(chosen, texts)]
-    share.write(out, index, count, {'prediction': [json.dumps(row, ensure_ascii=False) for row in rows]})
-    done += len(chosen)
-  done = first + len(examples)
-  log.progress(done, total, unit='questions')
-  parts_lib.finish(out, count=count, fingerprints={'role': role.fingerprint}, kind='predictions')
-  return done
+                 grades=[float(task.grade(e, t['text'])) for t in several]) for e, several in zip(chosen(split, index), texts)]
+    share.write(out / split, index, counts[split], {'prediction': [json.dumps(row, ensure_ascii=False) for row in rows]})
+  log.progress(total, total, unit='questions')
 
 
 def _read(directory) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from distill_jax.data import shards, text as text_lib
 from distill_jax.models import MODELS, weights
-from distill_jax.stages import records
+from distill_jax.stages import api, records
 from distill_jax.stages.roles import find
 
 TRAINS, READS, WRITES = 0.3, 0.3, 0.05      # shares of the matrix rate reached by a train step, a forward pass, decoding with a cache
@@ -85,6 +85,8 @@ def generate(inputs, *, seed, how, task, roles=None, split='train', count=None, 
   if not roles:
     questions = len(list(task.examples(split))[:count])
     return dict(rows=questions, tokens=0, truncated=0, bytes=questions * 600, seconds=5.0)
+  if 'api' in roles['teacher']:
+    return _asked(roles['teacher'], task, [split], count, samples, max_new_tokens)
   size, longest, _ = describe(roles['teacher'])
   questions, asked, answered = _lengths(load_tokenizer(roles['teacher']), task, split, count)
   tokens = int(questions * samples * min(answered.mean() * 1.1, max_new_tokens))
@@ -122,9 +124,12 @@ def train(inputs, *, seed, how, roles, steps, batch, optim, length=256, task=Non
 def evaluate(inputs, *, seed, how, roles, task, splits=('test',), count=None, samples=1, max_new_tokens=160, **_):
   """All splits together."""
   task, role = records.make_task(task), next(iter(roles.values()))
+  splits = [splits] if isinstance(splits, str) else splits
+  if 'api' in role:
+    return _asked(role, task, splits, count, samples, max_new_tokens)
   size, longest, _ = describe(role)
   text, total = load_tokenizer(role), dict(rows=0, tokens=0, truncated=0, bytes=0, seconds=START)
-  for split in [splits] if isinstance(splits, str) else splits:
+  for split in splits:
     questions, asked, answered = _lengths(text, task, split, count)
     tokens = int(questions * samples * min(answered.mean() * 1.2, max_new_tokens))
     seconds = 2 * size * (tokens / WRITES + questions * asked.mean() / READS) / matrix_rate()
@@ -138,6 +143,20 @@ def export(inputs, *, seed, how, roles, dtype='float32', **_):
   """The weights once."""
   size = describe(next(iter(roles.values())))[0]
   return dict(rows=0, tokens=0, truncated=0, bytes=size * (4 if dtype == 'float32' else 2), seconds=START)
+
+
+def _asked(role, task, splits, count, samples, max_new_tokens) -> dict[str, Any]:
+  """Requests to an API: tokens as a third of the characters, and what they cost by price=. How fast it answers nobody knows."""
+  given, rows, read, written = api.service(**role['api']), 0, 0.0, 0
+  for split in splits:
+    questions, asked, answered = _lengths(None, task, split, count)
+    sent = asked.mean() + (len(given.system) + len(given.template) - len('{prompt}')) / 3
+    rows += questions * samples
+    read += questions * sent * (samples if given.n == 1 else 1)
+    written += int(questions * samples * min(answered.mean() * 1.1, max_new_tokens))
+  cost = api.cost(given, read, written)
+  note = f'about {read:,.0f} tokens sent to {given.named} and {written:,} received' + ('' if cost is None else f', for about {cost:,.4f}')
+  return dict(rows=rows, tokens=written, truncated=0, bytes=rows * 1400, seconds=None, notes=[note + '; time unknown'])
 
 
 def _examples(inputs, role, task, split, count, length, target='written') -> tuple[int, int, int]:

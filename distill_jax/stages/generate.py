@@ -2,13 +2,7 @@
 import time
 from typing import Any, Mapping
 
-import jax
-import numpy as np
-
-from distill_jax.core import keys
-from distill_jax.decode import sample
-from distill_jax.stages import parts as parts_lib, records
-from distill_jax.stages.roles import load_roles
+from distill_jax.stages import parts as parts_lib, records, writers
 from distill_jax.tasks.gsm8k import recorded as read_recorded
 from distill_jax.tasks.overlap import overlap
 
@@ -17,10 +11,11 @@ def generate(out, inputs, *, seed, how, log, task, roles=None, split='train', co
              max_new_tokens=160, calculator=False, stop=(), cache_dtype=None, recorded=None, part=256, held_out='test') -> dict[str, Any]:
   """Writes `samples` texts for each question of `split`, in parts of `part` questions; a part that is there is not written again.
 
-  roles: teacher.  recorded: a file of completions somebody else's teacher wrote, instead of a teacher; its questions are matched to
-  the split's by their text.  calculator: let the task's calculator write what it can.  count: first questions only.
+  roles: teacher, a model or one behind an API (stages/api.py).  recorded: a file of completions somebody else's teacher wrote, instead of a
+  teacher; its questions are matched to the split's by their text.  calculator: let the task's calculator write what it can.
+  count: first questions only.
   held_out: the split whose overlap with the generated text is counted.  cache_dtype: of the decoding cache.
-  how: batch, mesh, rules; groups of hosts take parts in turn.
+  how: batch, mesh, rules; of an API concurrency (requests in flight), tries, timeout; groups of hosts take parts in turn.
   """
   if (recorded is None) == (not roles):
     raise ValueError("generate: give either roles=dict(teacher='...') or recorded='FILE'")
@@ -32,10 +27,7 @@ def generate(out, inputs, *, seed, how, log, task, roles=None, split='train', co
   if recorded is not None:
     facts = _enter(out, task, examples, recorded, part, log)
   else:
-    named = roles['teacher'].get('load', 'a fresh model')
-    share = parts_lib.share(how)
-    role = load_roles({'teacher': roles['teacher']}, share.mesh, how, seed=seed)['teacher']
-    facts = _write(out, task, examples, role, share, named=named, part=part, how=how, log=log, seed=seed, settings=dict(
+    facts = _write(out, task, examples, roles['teacher'], part=part, how=how, log=log, seed=seed, settings=dict(
         samples=samples, temperature=temperature, top_p=top_p, top_k=top_k, max_new_tokens=max_new_tokens, stop=tuple(stop),
         cache_dtype=cache_dtype, writer=task.writer if calculator else None))
   texts = records.read(out)
@@ -53,26 +45,20 @@ def _overlap(texts, tested, held_out):
   return dict(held_out=held_out, count=short['count'], of=short['total'], n=13, examples=short['examples'], count_of_30_words=long['count'])
 
 
-def _write(out, task, examples, role, share, *, named, part, how, log, seed, settings):
-  count = max(-(-len(examples) // part), 1)
-  prompts = [task.prompt(e) for e in examples]
-  # rows wide enough for the longest prompt of all parts, so that every part runs in the same compiled shapes
-  longest = max(len(ids) for ids in role.text.encode_many(prompts)) + 1
-  cut, total = 0, len(examples) * settings['samples']
-  for index in share.todo(out, count):
-    chosen = slice(index * part, (index + 1) * part)
-    log.progress(min(index * part, len(examples)) * settings['samples'], total, unit='texts')
-    ids = [keys.id_from_text(e['id']) for e in examples[chosen]]
-    texts, stats = sample.write(role, role.params, prompts[chosen], ids, jax.random.key(seed), batch=how.get('batch', 64), length=-(-longest // 16) * 16,
-                                mesh=share.mesh, **settings)
-    cut += stats['cut_prompts']
-    rows = [records.record(e, p, t['text'], sample=n, tokens=len(t['tokens']), logp=t['logp'], finished=t['finished'])
-            for e, p, several in zip(examples[chosen], prompts[chosen], texts) for n, t in enumerate(several)]
+def _write(out, task, examples, teacher, *, part, how, log, seed, settings):
+  count, share = max(-(-len(examples) // part), 1), parts_lib.share(how)
+  prompts, ids, total = [task.prompt(e) for e in examples], [e['id'] for e in examples], len(examples) * settings['samples']
+  writer = writers.make(out, teacher, share, how, name='teacher', seed=seed, prompts=prompts, log=log, settings=settings)
+  cut = lambda values, index: values[index * part:(index + 1) * part]
+  parts = {index: (cut(prompts, index), cut(ids, index)) for index in share.todo(out, count)}
+  progress = lambda index, texts: log.progress(min(index * part * settings['samples'] + texts, total), total, unit='texts')
+  for index, texts in writer.write(parts, progress):
+    rows = [records.record(e, p, t['text'], sample=n, tokens=t['tokens'], logp=t['logp'], finished=t['finished'])
+            for e, p, several in zip(cut(examples, index), cut(prompts, index), texts) for n, t in enumerate(several)]
     share.write(out, index, count, records.columns(rows))
   log.progress(total, total, unit='texts')
-  parts_lib.finish(out, count=count, fingerprints={'teacher': role.fingerprint, 'tokenizer': role.text.fingerprint}, kind='texts')
-  endless = f'the tokenizer of {named} has no end-of-text token: every text goes on to max_new_tokens, or to one of stop='
-  return dict(teacher=f'{named} (fingerprint {role.fingerprint})', cut_prompts=cut, notes=[endless] if role.text.eos_id is None else [])
+  parts_lib.finish(out, count=count, fingerprints=writer.fingerprints, kind='texts')
+  return dict(teacher=writer.named, **writer.facts())
 
 
 def _enter(out, task, examples, recorded, part, log):

@@ -37,11 +37,16 @@ def load_role(definition: Mapping[str, Any], *, seed: int = 0, texts: Iterable[s
   overrides: keywords of the model that win over the checkpoint's (dropout, dtype, remat).  params_dtype: what float weights are kept in
   (default float32; 'bfloat16' halves a frozen teacher).
   lora: keywords of compress.lora.lora: only adapters learn. A checkpoint that was trained so brings its adapter, and takes no second one.
+  api=dict(...) (see stages/api.py) is refused here: such a role has no weights.
   A fresh model's vocab_size defaults to its tokenizer's.
   mesh, rules: where the weights lie; each device's piece is read or made there, no host holds the whole. None: on the default device.
   own: the model computes by these rules, whatever those of the step around it are.
   """
   definition = dict(definition)
+  if 'api' in definition:
+    raise ValueError(f"role: {definition['api'].get('model')!r} is behind an API, which gives texts only, no weights and no logits. "
+                     "It can write (generate, evaluate); to learn from its texts, train on graded ones with method=dict(method='sft') and "
+                     'without a label stage')
   if unknown := set(definition) - set(KNOWN):
     raise TypeError(f'role: takes no key {sorted(unknown)[0]!r} (it takes: {", ".join(KNOWN)}, stage, role)')
   if ('load' in definition) == ('model' in definition):
