@@ -2,9 +2,11 @@
 ended makes room at once. Nothing is compiled anew: the shapes are those of `shapes`.
 
 Short rows do not attend to the slots that long ones need, since they are taken in turns by length; how many go
-at a time follows from what a step reads: the weights once a turn, the caches of its rows.
+at a time follows from what a step reads: the weights once a turn, the caches of its rows. Texts of one prompt go on side by side and
+read one copy of it.
 """
 import functools
+import math
 from typing import Any, Callable, Iterator, NamedTuple, Sequence
 
 import jax
@@ -15,7 +17,8 @@ from distill_jax.decode import loop, pool as pool_lib, watch
 
 TURN = 16          # tokens of a turn
 SHORTEST = 48      # narrowest width at which prompts are read, tokens
-NARROWEST = 64     # narrowest width at which rows are taken, slots
+NARROWEST = 64     # narrowest width at which rows are taken, slots; half of it where prompts stand apart
+TOGETHER = 4       # most texts of one prompt that read it at once; so many that end at different times leave few of their places empty
 CACHE_SHARE = 2    # a turn reads at least so many times the bytes of the weights from its caches, where the pool is large enough
 
 
@@ -29,22 +32,26 @@ class Written(NamedTuple):
 
 
 class Row:
-  """A text that stands in a row of the pool. used: slots that hold its tokens."""
+  """A text that stands in a row of the pool. used: slots that hold its tokens; behind: where its prompt stands, None: in these slots."""
 
-  def __init__(self, prompt: int, sample: int, used: int, seen: watch.Watch | None):
-    self.prompt, self.sample, self.used, self.seen = prompt, sample, used, seen
+  def __init__(self, prompt: int, sample: int, used: int, behind: int | None, seen: watch.Watch | None):
+    self.prompt, self.sample, self.used, self.behind, self.seen = prompt, sample, used, behind, seen
     self.tokens: list[int] = []
     self.logps: list[float] = []
 
 
 class Shapes(NamedTuple):
   """What is compiled. rows: of the pool; reads: widths of prompts, the longest last; widths: slots that are taken, all of a row last;
-  taken: rows of a turn, None for all as they lie; prompts: read at a time."""
+  taken: rows of a turn, None for all as they lie; prompts: read at a time; together: texts of a prompt that read one copy of it in a turn
+  (1: prompts stand in the rows); places: for such copies; alone: whether turns of single rows behind a copy are compiled as well."""
   rows: int
   reads: tuple[int, ...]
   widths: tuple[int, ...]
   taken: int | None
   prompts: int
+  together: int = 1
+  places: int = 0
+  alone: bool = False
 
 
 def halves(most: int, least: int) -> tuple[int, ...]:
@@ -64,17 +71,24 @@ def shapes(model, settings, params, mesh, *, batch: int, longest: int, texts: in
   """For `batch` rows, fewer where there are not so many `texts`, and prompts of up to `longest` tokens besides the last one."""
   N, pieces = settings.samples, 1 if mesh is None else mesh_lib.row_count(mesh)
   whole = lambda count: -(-max(count, 1) // pieces) * pieces
-  few = 1 << (max(texts, 16) - 1).bit_length()
-  rows = whole(min(batch, few) // N) * N
+  enough = 1 << (max(texts, 16) - 1).bit_length()
+  rows = whole(min(batch, enough) // N) * N
   longest = -(-max(longest, 1) // 16) * 16
   slots = longest + -(-settings.max_new_tokens // TURN) * TURN
-  reads, widths = ((longest,), (slots,)) if texts <= rows else (halves(longest, SHORTEST), halves(slots, NARROWEST))
+  few = texts <= rows
+  cache = jax.eval_shape(functools.partial(model.cache, 1, slots, settings.cache_dtype))
+  together = min(N, TOGETHER) if pieces == 1 and isinstance(cache, dict) and 'shared' in cache else 1
+  slots -= longest if together > 1 else 0
+  reads, widths = ((longest,), (slots,)) if few else (halves(longest, SHORTEST), halves(slots, NARROWEST if together == 1 else NARROWEST // 2))
   taken = rows if pieces == 1 else None
   bytes_of = lambda tree: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
-  row = bytes_of(jax.eval_shape(functools.partial(model.cache, 1, slots, settings.cache_dtype))) / 2      # about half in use
-  while taken and taken > 16 and taken % 2 == 0 and taken / 2 * row >= CACHE_SHARE * bytes_of(params):
+  of_slots = lambda count: bytes_of(jax.eval_shape(functools.partial(model.cache, 1, count, settings.cache_dtype)))
+  row = of_slots(slots) / 2 + (of_slots(longest) / together if together > 1 else 0)      # about half in use
+  while taken and taken > 16 and taken % (2 * together) == 0 and taken / 2 * row >= CACHE_SHARE * bytes_of(params):
     taken //= 2
-  return Shapes(rows, reads, widths, taken, whole(rows // (4 * N)))
+  if together > 1 and taken % together:
+    together = math.gcd(together, taken)
+  return Shapes(rows, reads, widths, taken, whole(rows // (4 * N)), together, 2 * rows // N if together > 1 else 0, not few)
 
 
 def run(static, params, ready, prompts: Sequence[Sequence[int]], ids: Sequence[np.ndarray], key, *, shared, offset: int, sizes: Shapes,
@@ -89,34 +103,63 @@ def run(static, params, ready, prompts: Sequence[Sequence[int]], ids: Sequence[n
   held: dict[int, Row] = {}
   free = list(range(sizes.rows))
   pool = _make(*static, sizes.rows + (sizes.taken is not None), sizes.widths[-1])      # one row more, for nobody, where rows are taken
+  copies = Copies(_empty(*static[:2], sizes.places, sizes.reads[-1]), list(range(sizes.places)), {}) if sizes.together > 1 else None
   while waiting or held:
-    while waiting and (len(free) >= min(sizes.prompts * N, len(waiting)) or not held):
-      chosen = _next(waiting, prompts, len(free), sizes, N)
+    while waiting and (len(free) >= min(sizes.prompts * N, len(waiting)) and (copies is None or copies.free) or not held):
+      chosen = _next(waiting, prompts, len(free), sizes, N, copies)
       rows = [free.pop() for _ in chosen]
       before, lengths, last, ids_M2, *into = _arrays(chosen, rows, prompts, ids, sizes, N, static[1].pad_id, place)
-      caches = _read(*static, sizes.widths[-1], params, shared, np.int32(offset), before, lengths)
-      pool = _lay(*static, pool, caches, np.int32(offset), lengths, last, ids_M2, key, *into)
-      held.update({r: Row(i, n, len(prompts[i]) - 1, watching()) for r, (i, n) in zip(rows, chosen)})
+      caches = _read(*static, sizes.widths[-1] if copies is None else sizes.reads[-1], params, shared, np.int32(offset), before, lengths)
+      if copies is None:
+        pool = _lay(*static, pool, caches, np.int32(offset), lengths, last, ids_M2, key, *into)
+      else:
+        pool, cache = _enter(*static[:2], pool, copies.cache, caches, np.int32(offset), lengths, last, ids_M2, key, *into,
+                             copies.place(list(dict.fromkeys(i for i, _ in chosen)), sizes.prompts))
+        copies = copies._replace(cache=cache)
+      held.update({r: Row(i, n, *((len(prompts[i]) - 1, None) if copies is None else (0, copies.where[i])), watching())
+                   for r, (i, n) in zip(rows, chosen)})
     begun = []
-    for rows in _groups(held, sizes):
-      pool, state = _turn(static, ready, pool, shared, [held.get(r) for r in rows], rows, sizes, writer)
+    for rows, together in _groups(held, sizes, prompts):
+      pool, state = _turn(static, ready, pool, copies, shared, [held.get(r) for r in rows], rows, together, sizes, prompts, writer)
       begun.append((rows, state))
     for rows, (tokens, logps, number, ended) in begun:      # the device has the later ones still to do while the host reads the first
       tokens, logps, number, ended = hosts.to_host((tokens, logps, number, ended))
       for g, r in enumerate(rows):
         if r in held and (text := _grow(held[r], tokens[g], logps[g], int(number[g]), bool(ended[g]))):
-          del held[r]
+          row = held.pop(r)
           free.append(r)
+          if copies is not None and not any(other.prompt == row.prompt for other in held.values()):
+            copies.drop(row.prompt)
           yield text
 
 
-def _next(waiting: list, prompts, free: int, sizes: Shapes, N: int) -> list[tuple[int, int]]:
+class Copies(NamedTuple):
+  """Prompts that texts are being written to. free: places of the cache where none stands; where: the place of each prompt."""
+  cache: Any
+  free: list[int]
+  where: dict[int, int]
+
+  def place(self, wanted: Sequence[int], count: int) -> np.ndarray:
+    """Places for these prompts, int32 [count]: their own where they stand already, one past the end for nobody."""
+    for i in wanted:
+      if i not in self.where:
+        self.where[i] = self.free.pop()
+    return np.array([self.where[i] for i in wanted] + [len(self.free) + len(self.where)] * (count - len(wanted)), np.int32)
+
+  def drop(self, i: int) -> None:
+    """Makes room."""
+    self.free.append(self.where.pop(i))
+
+
+def _next(waiting: list, prompts, free: int, sizes: Shapes, N: int, copies: Copies | None) -> list[tuple[int, int]]:
   """Takes the next texts from the end of `waiting`: of prompts that are read at one width, as many as fit."""
+  room = sizes.prompts if copies is None else min(sizes.prompts, len(copies.free))
   chosen: list[tuple[int, int]] = []
   width = lambda i: fit(len(prompts[i]) - 1, sizes.reads)
   while waiting and len(chosen) < min(free, sizes.prompts * N):
     i = waiting[-1][0]
-    if len({i, *(j for j, _ in chosen)}) > sizes.prompts or chosen and width(i) != width(chosen[0][0]):
+    new = {i, *(j for j, _ in chosen)}
+    if len(new) > sizes.prompts or copies and len(new - set(copies.where)) > room or chosen and width(i) != width(chosen[0][0]):
       break
     chosen.append(waiting.pop())
   return chosen
@@ -137,20 +180,41 @@ def _arrays(chosen, rows, prompts, ids, sizes: Shapes, N: int, pad_id: int, plac
   return *place(before, lengths, last, ids_M2), into, source, sample
 
 
-def _groups(held: dict[int, Row], sizes: Shapes) -> list[list[int]]:
-  """Rows that go on together."""
+def _groups(held: dict[int, Row], sizes: Shapes, prompts) -> list[tuple[list[int], int]]:
+  """(rows that go on together, how many of them in turn stand behind one copy of a prompt); row `sizes.rows` is nobody's."""
   if sizes.taken is None:
-    return [list(range(sizes.rows))]
+    return [(list(range(sizes.rows)), 1)]
+  in_turns = lambda items, count: [items[i:i + count] for i in range(0, len(items), count)]
   by_length = sorted(held, key=lambda r: (held[r].used, r))
-  return [by_length[i:i + sizes.taken] for i in range(0, len(by_length), sizes.taken)]
+  if sizes.together == 1:
+    return [(rows, 1) for rows in in_turns(by_length, sizes.taken)]
+  by_prompt: dict[int, list[int]] = {}
+  for r in by_length:
+    by_prompt.setdefault(held[r].prompt, []).append(r)
+  chunks = [chunk for rows in by_prompt.values() for chunk in in_turns(rows, sizes.together)]
+  alone = [r for chunk in chunks if len(chunk) * 2 <= sizes.together for r in chunk] if sizes.alone else []
+  room = -len([c for c in chunks if c[0] not in alone]) % (sizes.taken // sizes.together)
+  if len([c for c in chunks if c[0] in alone]) <= room:      # empty places there cost nothing
+    alone = []
+  longest = lambda rows: (fit(held[rows[-1]].used + 1, (*sizes.widths, sizes.widths[-1] + 1)), len(prompts[held[rows[0]].prompt]), rows)
+  chunks = sorted((c for c in chunks if c[0] not in alone), key=longest)
+  pad = lambda chunk: chunk + [sizes.rows] * (sizes.together - len(chunk))
+  return [*((sum(map(pad, some), []), sizes.together) for some in in_turns(chunks, sizes.taken // sizes.together)),
+          *((rows, 1) for rows in in_turns(alone, sizes.taken))]
 
 
-def _turn(static, params, pool, shared, texts: list[Row | None], rows: list[int], sizes: Shapes, writer):
+def _turn(static, params, pool, copies: Copies | None, shared, texts: list[Row | None], rows: list[int], together: int, sizes: Shapes, prompts,
+          writer):
   """A turn of these rows -> (pool, what was written)."""
   width = fit(max(text.used for text in texts if text), sizes.widths)
   count = sizes.taken or sizes.rows
   live = np.array([text is not None for text in texts] + [False] * (count - len(rows)))
   rows_G = np.array(rows + [sizes.rows] * (count - len(rows)), np.int32) if sizes.taken else None
+  if copies is not None:
+    read = fit(max(len(prompts[text.prompt]) - 1 for text in texts if text), sizes.reads)
+    of_chunk = [next((text.behind for text in texts[at:at + together] if text), 0) for at in range(0, len(texts), together)]
+    places = np.array(of_chunk + [0] * (count // together - len(of_chunk)), np.int32)
+    shared = _behind(*static[:2], read, copies.cache, places, shared)
   state = _take(*static, width, TURN, pool, shared, rows_G, live)
   if not writer:
     state, seen = _advance(*static, params, state, np.int32(TURN), None, None)
@@ -197,6 +261,9 @@ _make = jax.jit(pool_lib.make, static_argnums=(0, 1, 2, 3, 4))
 _prefix = jax.jit(pool_lib.prefix, static_argnums=(0, 1))
 _read = jax.jit(pool_lib.read, static_argnums=(0, 1, 2, 3))
 _lay = jax.jit(pool_lib.lay, static_argnums=(0, 1, 2), donate_argnums=(3,))
+_empty = jax.jit(lambda model, settings, rows, slots: model.cache(rows, slots, settings.cache_dtype), static_argnums=(0, 1, 2, 3))
+_enter = jax.jit(pool_lib.enter, static_argnums=(0, 1), donate_argnums=(2, 3))
+_behind = jax.jit(pool_lib.behind, static_argnums=(0, 1, 2))
 _take = jax.jit(pool_lib.take, static_argnums=(0, 1, 2, 3, 4))
 _put = jax.jit(pool_lib.put, static_argnums=(0, 1, 2, 3, 4), donate_argnums=(5,))
 

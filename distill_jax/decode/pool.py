@@ -1,9 +1,11 @@
 """A pool of rows that wait for their turn: prompts enter it, some of its rows are taken, go on by a few tokens, and are put back.
 
-A row's slots hold its prompt from slot 0 on and its new tokens behind; rows that are taken together get a cache as wide as the longest
-of them needs, with the slots of the turn behind it, so that all write the same slot. Pure functions.
+A row's slots hold its prompt from slot 0 on and its new tokens behind, or its new tokens alone where prompts stand in a cache of their
+own, one row a prompt, that all texts of one prompt read. Rows that are taken together get a cache as wide as the longest of them needs,
+with the slots of the turn behind it, so that all write the same slot. Pure functions.
 
-Shape suffixes: R rows of the pool, G rows that are taken, M prompts, W tokens of a prompt, F rows that are filled, T tokens of a turn.
+Shape suffixes: R rows of the pool, G rows that are taken, M prompts, W tokens of a prompt, F rows that are filled, T tokens of a turn,
+Q prompts that rows are taken behind.
 """
 from typing import Any, NamedTuple
 
@@ -71,6 +73,27 @@ def lay(model: Model, settings: Settings, mesh: Mesh | None, pool: Pool, cache, 
   return loop.split_rows(Pool(
       put(pool.last_R, last_M[source_F]), put(pool.position_R, offset + lengths_M[source_F]), put(pool.number_R, jnp.zeros_like(rows_F)),
       put(pool.used_R, lengths_M[source_F]), put(pool.key_R, key_F), jax.tree.map(rows, pool.cache, cache, axes)), axes, mesh)
+
+
+def enter(model: Model, settings: Settings, pool: Pool, prompts, cache, offset, lengths_M: Array, last_M: Array, ids_M2: Array, key: Array,
+          rows_F: Array, source_F: Array, sample_F: Array, places_M: Array) -> tuple[Pool, Any]:
+  """As `lay`, the prompts of `cache` to places of the cache `prompts`, nothing in the rows -> (pool, prompts)."""
+  axes = loop.axes_of(model, settings)
+  put = lambda held_R, new_F: held_R.at[rows_F].set(new_F, mode='drop')
+  lay_prompt = lambda held, new, axes: held if axes.row < 0 else held.at[(slice(None),) * axes.row + (places_M,)].set(new, mode='drop')
+  key_F = jax.vmap(jax.random.fold_in)(keys_lib.fold_ids(key, ids_M2)[source_F], sample_F)
+  zeros_F = jnp.zeros_like(rows_F)
+  return Pool(
+      put(pool.last_R, last_M[source_F]), put(pool.position_R, offset + lengths_M[source_F]), put(pool.number_R, zeros_F),
+      put(pool.used_R, zeros_F), put(pool.key_R, key_F), {**pool.cache, 'segments': pool.cache['segments'].at[rows_F].set(0, mode='drop')},
+  ), jax.tree.map(lay_prompt, prompts, cache, axes)
+
+
+def behind(model: Model, settings: Settings, width: int, prompts, places_Q: Array, shared):
+  """The first `width` slots of some of the prompts, as what rows see before their own slots."""
+  cut = lambda x, axes: x if axes.row < 0 else jnp.take(
+      x if axes.slot < 0 else jax.lax.slice_in_dim(x, 0, width, axis=axes.slot), places_Q, axis=axes.row, mode='clip')
+  return loop.with_shared(jax.tree.map(cut, prompts, loop.axes_of(model, settings)), shared)
 
 
 def take(model: Model, settings: Settings, mesh: Mesh | None, width: int, turn: int, pool: Pool, shared, rows_G: Array | None,

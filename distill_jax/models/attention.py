@@ -1,17 +1,18 @@
 """Attention: who may see whom, and the weighted means over them. Where rows are long no [T, S] array is ever whole.
 
-Shapes: B rows, T tokens of this call, S slots that may be attended, P slots of a prefix that all rows share, H heads, K key-value heads,
-G = H / K, C width of a head, N blocks of M queries.
+Shapes: B rows, T tokens of this call, S slots that may be attended, P slots of Q prefixes that B / Q rows each share, H heads, K key-value
+heads, C width of a head, N blocks of M queries.
 
 Three ways, one result (to float noise): `plain` with one mask for short rows; `blocks` of queries, each recomputed in the backward pass;
 `splash`, the TPU kernel of JAX, which skips what no query of a block may see.
 """
 import functools
 import math
-from typing import Any, Mapping, NamedTuple
+from typing import Any, Mapping, NamedTuple, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from distill_jax.core import mesh as mesh_lib
 
@@ -31,7 +32,8 @@ class Sight(NamedTuple):
 
   slots_T: the slot of each query, which sees slots up to its own; None: both ways. window: only positions less than so many back
   (both ways: on either side). held_BS: segments and positions of the slots. aligned: queries are the slots, in their order.
-  shared_P: positions of slots that stand before the others for every row, of segment 1. mask_BTS: all of it, for short rows.
+  shared: (segments, positions) [Q, P] of prefixes that stand before the slots, row b behind number b // (B / Q) of each; a shorter one
+  has slots of segment 0. mask_BTS: all of it, prefixes first, for short rows.
   """
   segments_BT: Array
   positions_BT: Array
@@ -39,19 +41,19 @@ class Sight(NamedTuple):
   held_BS: tuple[Array, Array]
   window: int | None = None
   aligned: bool = False
-  shared_P: Array | None = None
+  shared: tuple[tuple[Array, Array], ...] = ()
   mask_BTS: Array | None = None
 
 
 def look(segments_BT: Array, positions_BT: Array, slots_T: Array | None, held: Mapping[str, Any] | None = None, *,
          window: int | None = None, plain: int | None = None) -> Sight:
-  """The Sight of queries on `held` (segments, positions [B, S], shared: those of a prefix or None); None: on themselves.
+  """The Sight of queries on `held` (segments, positions [B, S], shared: those of prefixes, in turn, or None); None: on themselves.
 
   plain: most T * S for which one mask is made (default PLAIN; on TPU the kernel comes earlier where it can).
   """
   aligned = held is None
   held_BS = (segments_BT, positions_BT) if aligned else (held['segments'], held['positions'])
-  shared = None if aligned or held.get('shared') is None else held['shared']['positions'][0]
+  shared = () if aligned else _shared_of(held)
   sight = Sight(segments_BT, positions_BT, slots_T, held_BS, window, aligned, shared)
   if plain is None:
     plain = SPLASH * SPLASH - 1 if aligned and mesh_lib.platform() == 'tpu' and not segments_BT.shape[1] % LANES else PLAIN
@@ -60,17 +62,24 @@ def look(segments_BT: Array, positions_BT: Array, slots_T: Array | None, held: M
   return sight
 
 
+def _shared_of(held: Mapping[str, Any]) -> tuple[tuple[Array, Array], ...]:
+  """(segments, positions) of the prefixes of a cache, the outermost first."""
+  inner = held.get('shared')
+  return () if inner is None else (*_shared_of(inner), (inner['segments'], inner['positions']))
+
+
 def _mask(sight: Sight, segments_BM: Array, positions_BM: Array, slots_M: Array | None, first: int = 0, end: int | None = None) -> Array:
-  """Which of the slots first .. end - 1 (those of the prefix before them, where there is one) some queries may see: [B, M, P + S]."""
+  """Which of the slots first .. end - 1 (those of prefixes before them) some queries may see: [B, M, P + S]."""
   segments_BS, positions_BS = (x[:, first:end] for x in sight.held_BS)
   mask = (segments_BM[:, :, None] == segments_BS[:, None]) & (segments_BM > 0)[:, :, None]
   if slots_M is not None:
     slots_S = first + jnp.arange(segments_BS.shape[1])
     mask &= (slots_M[:, None] >= slots_S[None])[None]
-  if sight.shared_P is not None:
-    B, M, P = *segments_BM.shape, sight.shared_P.shape[0]
-    mask = jnp.concatenate([jnp.broadcast_to((segments_BM == 1)[:, :, None], (B, M, P)), mask], axis=2)
-    positions_BS = jnp.concatenate([jnp.broadcast_to(sight.shared_P[None], (B, P)), positions_BS], axis=1)
+  for segments_QP, positions_QP in reversed(sight.shared):
+    behind = lambda x_QP: jnp.repeat(x_QP, segments_BM.shape[0] // x_QP.shape[0], axis=0)
+    before = (segments_BM[:, :, None] == behind(segments_QP)[:, None]) & (segments_BM > 0)[:, :, None]
+    mask = jnp.concatenate([before, mask], axis=2)
+    positions_BS = jnp.concatenate([behind(positions_QP), jnp.broadcast_to(positions_BS, (mask.shape[0], positions_BS.shape[1]))], axis=1)
   if sight.window is not None:
     back = positions_BM[:, :, None] - positions_BS[:, None]
     mask &= (back if slots_M is not None else jnp.abs(back)) < sight.window
@@ -78,18 +87,18 @@ def _mask(sight: Sight, segments_BM: Array, positions_BM: Array, slots_M: Array 
 
 
 def attend(q_BHTC: Array, k_BKSC: Array, v_BKSC: Array, sight: Sight, *, scale: float | None = None, cap: float | None = None,
-           bias_HTS: Array | None = None, scales: tuple[Array, Array] | None = None, shared: tuple[Array, Array] | None = None) -> Array:
+           bias_HTS: Array | None = None, scales: tuple[Array, Array] | None = None, shared: Sequence[tuple[Array, Array]] = ()) -> Array:
   """softmax(cap(q k * scale) + bias) v over what may be seen -> [B, H, T, C]. A query that may see nothing gives a finite mean.
 
   scale: default 1 / sqrt(C). cap: scores become cap * tanh(score / cap). bias_HTS: added after it, the same for all rows.
-  scales: [B, K, S] each, what every key and every value is to be multiplied by (an int8 cache). shared: keys and values [K, P, C]
-  of the prefix of the Sight, read once for all rows.
+  scales: [B, K, S] each, what every key and every value is to be multiplied by (an int8 cache). shared: keys and values [Q, K, P, C]
+  of the prefixes of the Sight, each read once for the rows behind it.
   """
   C = q_BHTC.shape[-1]
   q = (q_BHTC * (1 / math.sqrt(C) if scale is None else scale)).astype(q_BHTC.dtype)
   if sight.mask_BTS is not None:
     return _plain(q, k_BKSC, v_BKSC, sight.mask_BTS, cap, bias_HTS, scales, shared)
-  if scales is None and shared is None and bias_HTS is None and splashes(sight):
+  if scales is None and not shared and bias_HTS is None and splashes(sight):
     return _splash(q, k_BKSC, v_BKSC, sight, cap)
   return _blocks(q, k_BKSC, v_BKSC, sight, cap, bias_HTS, scales, shared)
 
@@ -110,8 +119,10 @@ def _plain(q_BHTC, k_BKSC, v_BKSC, mask_BTS, cap, bias_HTS, scales, shared) -> A
   scores = jnp.einsum('bkmc,bksc->bkms', q, k_BKSC, preferred_element_type=jnp.float32)
   if scales is not None:
     scores = scores * scales[0][:, :, None]
-  if shared is not None:
-    scores = jnp.concatenate([jnp.einsum('bkmc,kpc->bkmp', q, shared[0], preferred_element_type=jnp.float32), scores], axis=-1)
+  together = lambda x, Q: x.reshape(Q, B // Q, K, -1, x.shape[-1]).swapaxes(1, 2).reshape(Q, K, -1, x.shape[-1])      # queries behind a prefix
+  apart = lambda x: x.reshape(x.shape[0], K, B // x.shape[0], -1, x.shape[-1]).swapaxes(1, 2).reshape(B, K, -1, x.shape[-1])
+  before = [apart(jnp.einsum('qkmc,qkpc->qkmp', together(q, len(k)), k, preferred_element_type=jnp.float32)) for k, _ in shared]
+  scores = jnp.concatenate([*before, scores], axis=-1) if before else scores
   scores = scores.reshape(B, H, T, -1)
   if cap is not None:
     scores = cap * jnp.tanh(scores / cap)
@@ -119,12 +130,12 @@ def _plain(q_BHTC, k_BKSC, v_BKSC, mask_BTS, cap, bias_HTS, scales, shared) -> A
     scores = scores + bias_HTS.astype(jnp.float32)[None]
   scores = jnp.where(mask_BTS[:, None], scores, FAR_BELOW)
   shares = jax.nn.softmax(scores, axis=-1).reshape(B, K, H // K * T, -1)
-  own = shares[..., shares.shape[-1] - S:]
+  *before, own = jnp.split(shares, np.cumsum([k.shape[2] for k, _ in shared]), axis=-1) if shared else [shares]
   if scales is not None:
     own = own * scales[1][:, :, None]
   mixed = jnp.einsum('bkms,bksc->bkmc', own.astype(v_BKSC.dtype), v_BKSC)
-  if shared is not None:
-    mixed = mixed + jnp.einsum('bkmp,kpc->bkmc', shares[..., :shares.shape[-1] - S].astype(v_BKSC.dtype), shared[1])
+  for share, (_, v) in zip(before, shared):
+    mixed = mixed + apart(jnp.einsum('qkmp,qkpc->qkmc', together(share.astype(v.dtype), len(v)), v))
   return mixed.reshape(B, H, T, C)
 
 

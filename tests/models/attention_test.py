@@ -96,10 +96,10 @@ def test_blocks_are_the_whole(small, more):
 def test_blocks_over_a_cache_are_the_whole(small, quantised):
   """Queries at slots 7 .. of a cache that holds more, after a prefix that all rows share."""
   segments = jnp.where(jnp.arange(60)[None] < jnp.array([[50], [44]]), 1, 0)
-  held = dict(segments=segments, positions=jnp.broadcast_to(jnp.arange(60)[None], (B, 60)), shared=dict(positions=jnp.arange(6)[None]))
+  held = dict(segments=segments, positions=jnp.broadcast_to(jnp.arange(60)[None], (B, 60)), shared=dict(segments=jnp.ones((1, 6), jnp.int32), positions=jnp.arange(6)[None]))
   slots = jnp.int32(7) + jnp.arange(T)
   look = functools.partial(attention.look, segments[:, 7:7 + T], jnp.broadcast_to(slots[None], (B, T)), slots, held)
-  more = dict(shared=(normal(5, K, 6, C), normal(6, K, 6, C)))
+  more = dict(shared=[(normal(5, 1, K, 6, C), normal(6, 1, K, 6, C))])
   if quantised:
     more['scales'] = jnp.abs(normal(7, B, K, 60)), jnp.abs(normal(8, B, K, 60))
   arrays = normal(0, B, H, T, C), normal(1, B, K, 60, C), normal(2, B, K, 60, C)
@@ -107,8 +107,27 @@ def test_blocks_over_a_cache_are_the_whole(small, quantised):
     compare((look(window=window), look(window=window, plain=0)), arrays, real=segments[:, 7:7 + T] > 0, **more)
 
 
+def test_rows_behind_a_prefix_see_it_as_if_it_were_theirs():
+  """Two levels: one prefix for all four rows, one for each two of them, which differ in length."""
+  k, v, q = normal(0, 4, K, 9, C), normal(1, 4, K, 9, C), normal(2, 4, H, 1, C)
+  outer, inner = (normal(3, 1, K, 3, C), normal(4, 1, K, 3, C)), (normal(5, 2, K, 5, C), normal(6, 2, K, 5, C))
+  first, second = jnp.ones((1, 3), jnp.int32), jnp.array([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+  own = jnp.array([[1] * 9, [1] * 4 + [0] * 5, [1] * 7 + [0] * 2, [1] * 9])
+  at = lambda first, segments: first + jnp.cumsum(segments, 1) - 1
+  positions = at(jnp.array([[8], [8], [6], [6]]), own)
+  held = dict(segments=own, positions=positions, shared=dict(
+      segments=second, positions=at(3, second), shared=dict(segments=first, positions=at(0, first), shared=None)))
+  together = lambda outer, inner, own, axis: jnp.concatenate([jnp.repeat(outer, 4, 0), jnp.repeat(inner, 2, 0), own], axis)
+  whole = dict(segments=together(first, second, own, 1), positions=together(at(0, first), at(3, second), positions, 1))
+  for window in (None, 6):
+    look = lambda held, slots: attention.look(jnp.ones((4, 1), jnp.int32), positions.max(1, keepdims=True), jnp.array([slots]), held, window=window)
+    got = attention.attend(q, k, v, look(held, 8), shared=[outer, inner])
+    expected = attention.attend(q, *(together(o, i, x, 2) for o, i, x in zip(outer, inner, (k, v))), look(whole, 16))
+    np.testing.assert_allclose(got, expected, atol=2e-6)
+
+
 def test_a_window_takes_positions_of_the_prefix_into_account():
-  held = dict(segments=jnp.ones((1, 4), jnp.int32), positions=6 + jnp.arange(4)[None], shared=dict(positions=jnp.arange(6)[None]))
+  held = dict(segments=jnp.ones((1, 4), jnp.int32), positions=6 + jnp.arange(4)[None], shared=dict(segments=jnp.ones((1, 6), jnp.int32), positions=jnp.arange(6)[None]))
   mask = attention.look(jnp.ones((1, 4), jnp.int32), 6 + jnp.arange(4)[None], jnp.arange(4), held, window=3).mask_BTS
   assert [np.flatnonzero(row).tolist() for row in np.asarray(mask[0])] == [[4, 5, 6], [5, 6, 7], [6, 7, 8], [7, 8, 9]]
 
