@@ -5,7 +5,7 @@ from typing import Any, Callable, Mapping
 from distill_jax.compress.lora import lora
 from distill_jax.methods import METHODS
 from distill_jax.models import MODELS
-from distill_jax.stages import api, roles as roles_lib, writers
+from distill_jax.stages import api, roles as roles_lib, students, writers
 from distill_jax.stages.train import VALIDATION
 from distill_jax.tasks import TASKS
 from distill_jax.train.optim import optimizer
@@ -30,6 +30,8 @@ def check(keywords: Mapping[str, Any]) -> None:
       writers.check(role, **{key: keywords[key] for key in ('calculator', 'cache_dtype') if key in keywords})
     if 'model' in role:
       _named(f'roles.{name}.model', role['model'], 'model', MODELS, optional=('vocab_size',))      # default: the tokenizer's
+    if 'from_teacher' in role:
+      _takes(f'roles.{name}.from_teacher', students.cut, {k: v for k, v in role['from_teacher'].items() if k not in ('load', 'stage', 'role')})
     if 'lora' in role:
       _takes(f'roles.{name}.lora', lora, role['lora'])
   for key in keywords.get('validate') or {}:

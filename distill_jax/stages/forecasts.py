@@ -14,7 +14,7 @@ import numpy as np
 
 from distill_jax.data import shards, text as text_lib
 from distill_jax.models import MODELS, weights
-from distill_jax.stages import api, records
+from distill_jax.stages import api, records, students
 from distill_jax.stages.roles import find
 
 TRAINS, READS, WRITES = 0.3, 0.3, 0.05      # shares of the matrix rate reached by a train step, a forward pass, decoding with a cache
@@ -42,6 +42,10 @@ def describe(definition: Mapping[str, Any]) -> tuple[int, int, int]:
   """(parameters, longest text, width of the vocabulary) of a role, without reading its weights."""
   if 'load' in definition:
     name, config = weights.read_config(find(definition['load']))
+  elif 'from_teacher' in definition:
+    settings = dict(definition['from_teacher'])
+    name, config = weights.read_config(find(settings.pop('load')))
+    config = students.cut(config, **settings).config
   else:
     config = dict(definition['model'])
     name = config.pop('model', 'transformer')
@@ -54,7 +58,7 @@ def describe(definition: Mapping[str, Any]) -> tuple[int, int, int]:
 
 def load_tokenizer(definition: Mapping[str, Any]) -> text_lib.Text | None:
   """The tokenizer of a role; None where it will be trained."""
-  source = definition.get('tokenizer', definition.get('load'))
+  source = definition.get('tokenizer', definition.get('load', definition.get('from_teacher', {}).get('load')))
   if source is None or isinstance(source, Mapping):
     return None
   return text_lib.load_text(str(find(source)) if source.startswith('bundled:') else source)

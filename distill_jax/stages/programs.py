@@ -15,7 +15,7 @@ from distill_jax.core.types import Role
 from distill_jax.data import cache as cache_lib, feed, rows as rows_lib
 from distill_jax.decode import batching, loop, pool, sample
 from distill_jax.models import MODELS, published, weights
-from distill_jax.stages import forecasts
+from distill_jax.stages import forecasts, students
 from distill_jax.stages.label import make_method, saying
 from distill_jax.stages.roles import layout, ruled
 from distill_jax.stages.train import make_run
@@ -72,8 +72,11 @@ def shape_of(definition: Mapping[str, Any]) -> tuple[str, dict, str]:
     if 'vocab_size' not in config:
       config['vocab_size'] = tokenizer['bpe'] if isinstance(tokenizer, Mapping) else forecasts.load_tokenizer(definition).vocab_size
     return name, config, 'the recipe'
-  source = definition['load']
-  name, config, origin = _checkpoint(source)
+  if 'from_teacher' in definition:
+    settings = dict(definition['from_teacher'])
+    name, config, origin = _checkpoint(settings.pop('load'))
+    return name, {**students.cut(config, **settings).config, **definition.get('overrides', {})}, origin
+  name, config, origin = _checkpoint(definition['load'])
   return name, {**config, **definition.get('overrides', {})}, origin
 
 

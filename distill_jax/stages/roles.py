@@ -12,9 +12,9 @@ from distill_jax.core import hosts, marks, mesh as mesh_lib, tree
 from distill_jax.core.types import Role
 from distill_jax.data import text as text_lib
 from distill_jax.models import MODELS, weights
-from distill_jax.stages import adapters
+from distill_jax.stages import adapters, students
 
-KNOWN = ('load', 'model', 'tokenizer', 'overrides', 'params_dtype', 'lora')
+KNOWN = ('load', 'model', 'tokenizer', 'overrides', 'params_dtype', 'lora', 'from_teacher')
 
 
 def layout(how: Mapping[str, Any], name: str | None = None):
@@ -37,6 +37,7 @@ def load_role(definition: Mapping[str, Any], *, seed: int = 0, texts: Iterable[s
   overrides: keywords of the model that win over the checkpoint's (dropout, dtype, remat).  params_dtype: what float weights are kept in
   (default float32; 'bfloat16' halves a frozen teacher).
   lora: keywords of compress.lora.lora: only adapters learn. A checkpoint that was trained so brings its adapter, and takes no second one.
+  from_teacher: dict(load='...', layers=6, width=...), a student cut out of that checkpoint, see students.cut.
   api=dict(...) (see stages/api.py) is refused here: such a role has no weights.
   A fresh model's vocab_size defaults to its tokenizer's.
   mesh, rules: where the weights lie; each device's piece is read or made there, no host holds the whole. None: on the default device.
@@ -49,8 +50,8 @@ def load_role(definition: Mapping[str, Any], *, seed: int = 0, texts: Iterable[s
                      'without a label stage')
   if unknown := set(definition) - set(KNOWN):
     raise TypeError(f'role: takes no key {sorted(unknown)[0]!r} (it takes: {", ".join(KNOWN)}, stage, role)')
-  if ('load' in definition) == ('model' in definition):
-    raise ValueError(f"role: give either load='...' or model=dict(...), got {sorted(definition)}")
+  if len(given := [name for name in ('load', 'model', 'from_teacher') if name in definition]) != 1:
+    raise ValueError(f"role: give either load='...' or model=dict(...) or from_teacher=dict(load='...', ...), got {given or sorted(definition)}")
   overrides, dtype = dict(definition.get('overrides', {})), definition.get('params_dtype', 'float32')
   kept = [] if dtype == 'float32' else [dtype]
   if 'load' in definition:
@@ -69,6 +70,8 @@ def load_role(definition: Mapping[str, Any], *, seed: int = 0, texts: Iterable[s
     role = Role(model, text, params, fingerprint, base or str(definition['load']))
     stored = None if settings is None else directory
     return _finished(role, settings or definition.get('lora'), seed=seed, mesh=mesh, rules=rules, own=own, stored=stored)
+  if 'from_teacher' in definition:
+    return _cut(definition, texts, seed=seed, mesh=mesh, rules=rules, own=own)
   config = {**definition['model'], **overrides}
   name = config.pop('model', 'transformer')
   if name not in MODELS:
@@ -84,6 +87,25 @@ def load_role(definition: Mapping[str, Any], *, seed: int = 0, texts: Iterable[s
   params = jax.jit(lambda key: tree.cast(model.init(key), dtype), out_shardings=where)(jax.random.key(seed))
   role = Role(model, text, params, marks.fingerprint([name, config, text.fingerprint, seed, *kept, *_given(definition)]))
   return _finished(role, definition.get('lora'), seed=seed, mesh=mesh, rules=rules, own=own)
+
+
+def _cut(definition: Mapping[str, Any], texts, *, seed, mesh, rules, own: bool) -> Role:
+  """The role of a definition with from_teacher."""
+  settings = dict(definition['from_teacher'])
+  if 'load' not in settings:
+    raise ValueError("role: from_teacher needs load='...', the teacher's checkpoint")
+  source = settings.pop('load')
+  directory = find(source)
+  if adapters.about(directory)[0] is not None:
+    raise ValueError(f'role: the teacher {source} has an adapter beside its weights; export it merged and cut a student out of that')
+  text = _text(definition.get('tokenizer', str(directory)), texts)
+  name, config = weights.read_config(directory)
+  chosen = students.cut(config, **settings)
+  chosen = chosen._replace(config={**chosen.config, **definition.get('overrides', {})})
+  model, dtype = MODELS[name](**chosen.config), definition.get('params_dtype', 'float32')
+  params = students.read(directory, name, config, chosen, _putter(model, mesh, rules, dtype))
+  fingerprint = marks.fingerprint([marks.Digests().of(directory), list(chosen.layers), chosen.config, text.fingerprint, dtype, *_given(definition)])
+  return _finished(Role(model, text, params, fingerprint), definition.get('lora'), seed=seed, mesh=mesh, rules=rules, own=own)
 
 
 def _given(definition: Mapping[str, Any]) -> list[Any]:
