@@ -70,7 +70,7 @@ def _base(out, role, settings) -> str:
 
 
 def _missing(package: str) -> dict[str, Any]:
-  return {**proof.UNKNOWN, 'proved': f'not proved: {package} is not installed (pip install {package}, then delete this stage and run again)'}
+  return {**proof.UNKNOWN, 'proved': f'not proved: {package} is not installed (pip install torch, then {package}; then delete this stage and run again)'}
 
 
 def _prompts(task) -> list[str]:
