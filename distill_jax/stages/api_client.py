@@ -50,6 +50,9 @@ def ask(given: api.Service, sampling: api.Sampling, questions: Sequence[Question
   """
   if not questions:
     return
+  for name, least in dict(concurrency=1, tries=1, timeout=0.01).items():
+    if name in how and not (isinstance(how[name], (int, float)) and how[name] >= least):
+      raise ValueError(f'how.{name}={how[name]!r}: a number, at least {least}')
   pump = _Pump(given, sampling, questions, journal, concurrency=how.get('concurrency', CONCURRENCY), tries=how.get('tries', TRIES),
                timeout=how.get('timeout', TIMEOUT), seed=seed)
   thread = threading.Thread(target=pump.run, name='api', daemon=True)
@@ -71,7 +74,10 @@ def ask(given: api.Service, sampling: api.Sampling, questions: Sequence[Question
       ended = None in batch
   finally:
     pump.stop()
-    thread.join(GRACE)
+    thread.join(0.5)
+    if thread.is_alive():
+      say(f'waiting up to {GRACE:.0f} s for the answers in flight, which may be paid for already')
+      thread.join(GRACE)
     journal.close()
 
 
@@ -195,10 +201,11 @@ class _Pump:
     if now - self.said_at > 30:
       self.said_at = now
       self.results.put(f'{self.given.named}: {trouble.what}; trying again ({self.retries} retries so far)')
+    own = min(LONGEST, FIRST * 2 ** (failures - 1)) * random.uniform(0.5, 1)
     if trouble.wait is not None and trouble.limited:
       self.resume_at = max(self.resume_at, now + trouble.wait)
-      return
-    await self._sleep(max(trouble.wait or 0.0, min(LONGEST, FIRST * 2 ** (failures - 1)) * random.uniform(0.5, 1)))
+      own = own if trouble.wait < FIRST else 0.0      # 'retry after 0 s' is no leave to hammer
+    await self._sleep(max(own, 0.0 if trouble.limited else trouble.wait or 0.0))
 
   async def _sleep(self, seconds: float):
     with contextlib.suppress(TimeoutError):

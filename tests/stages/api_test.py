@@ -237,6 +237,22 @@ def test_a_limit_that_lets_some_through_is_waited_for(write, stub):
   assert write(role(stub), how=dict(concurrency=2, tries=6))['api']['retries'] == len(refused) >= 10
 
 
+def test_a_limit_that_names_no_time_is_not_hammered(write, stub, monkeypatch):
+  monkeypatch.setattr(api_client, 'FIRST', 0.1)
+  monkeypatch.setattr(api_client, 'LONGEST', 60.0)
+  stub.act = lambda number, fields: api_stub.error(429, headers={'Retry-After': '0'})
+  began = time.monotonic()
+  with pytest.raises(RuntimeError, match='HTTP 429'):
+    write(role(stub), count=1, how=dict(concurrency=1, tries=4))
+  assert time.monotonic() - began > (0.1 + 0.2 + 0.4) / 2 and len(stub.requests) == 4
+
+
+@pytest.mark.parametrize('how', [dict(concurrency=0), dict(tries=0), dict(timeout='long')])
+def test_wrong_how(write, stub, how):
+  with pytest.raises(ValueError, match=f'how.{next(iter(how))}='):
+    write(role(stub), how=how)
+
+
 @pytest.mark.parametrize('url, words', [(NOWHERE, 'nobody listens there'), ('http://no-such-host.invalid/v1', 'host name is not known')])
 def test_a_server_that_is_not_there(write, stub, url, words):
   """At once, when it never answered."""
