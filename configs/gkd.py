@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 LAPTOP = dict(
     counts=dict(train=1500), task_seed=1, samples=1, temperature=0.7, max_new_tokens=96, length=160, splits=('test', 'test_range', 'test_family'),
-    start=dict(steps=400, batch=8, length=256, lr=3e-3), steps=200, batch=16, lr=1e-3, warmup=20, beta=0.5, generate_batch=256, evaluate_batch=100,
+    start=dict(steps=400, batch=8, length=256, lr=3e-3), steps=300, batch=16, lr=1e-3, warmup=20, beta=0.5, generate_batch=256, evaluate_batch=100,
     save=100, log=10, part=500)
 SIZES = {
     '': LAPTOP,

@@ -177,7 +177,7 @@ def training(case, directory, *, steps, mesh):
   return jax.device_get(ran.state)
 
 
-@over([case for case in FIRST if case != Case('logit_kd', 'gpt2', 'float32')])
+@over([case for case in FIRST if case != Case('logit_kd', 'gpt2', 'float32') and case.name not in ('uld', 'minillm')])      # as logit_kd, gkd
 def test_6_resume(case, tmp_path):
   """Ten steps are five, a checkpoint, a new process's eyes, and five more: bit for bit, memory and moments too."""
   mesh = mesh_of(2)

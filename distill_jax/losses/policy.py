@@ -17,7 +17,9 @@ def clipped(logps: Array, old_logps: Array, gains: Array, *, clip: float) -> Arr
 
 
 def returns_to_go(rewards_BL: Array, counts_BL: Array) -> Array:
-  """The mean reward of the tokens after each, where `counts`; 0 at the last one and where not `counts`. Gu 2023 (arXiv:2306.08543), length normalisation.
+  """The mean reward of the tokens after each, where `counts`; 0 at the last one and where not `counts`.
+
+  Gu 2023 (arXiv:2306.08543), length normalisation.
 
   rewards float32 [B, L]; counts bool [B, L], True on the tokens of the one text of a row. What stands elsewhere may be anything.
   """

@@ -11,7 +11,7 @@ from distill_jax.core.types import Method
 from distill_jax.decode import score
 from distill_jax.losses import tokens
 from distill_jax.losses.distance import sorted_gap
-from distill_jax.methods.sft import penalty, row_keys
+from distill_jax.methods.sft import hard, penalty, row_keys
 
 
 def uld(roles, *, task=None, text=None, strength: float = 1.5, teacher_length: int = 256) -> Method:
@@ -62,8 +62,7 @@ def uld(roles, *, task=None, text=None, strength: float = 1.5, teacher_length: i
   def loss(params, batch, key):
     weights, spans = batch['weights'], batch['spans']
     out = student.model.apply(params['student'], batch, key_B=row_keys(key, batch))
-    said = tokens.per_token(lambda logits, targets: {'loss': tokens.cross_entropy(logits, targets), 'right': tokens.correct(logits, targets)},
-                            weights, out, batch['targets'])
+    said = tokens.per_token(hard, weights, out, batch['targets'])
     last = last_of(spans)
     counts = jnp.where(last & (at_span((weights <= 0).astype(jnp.float32), spans, spans) == 0), weights, 0.0)
     logp = at_span(jnp.where(last, 0.0, -said['loss']), spans, spans)
@@ -74,7 +73,7 @@ def uld(roles, *, task=None, text=None, strength: float = 1.5, teacher_length: i
     value = each['gap'] + fixed(each['slope']) * (logp - fixed(logp))      # `per_token` has no gradient to what is not logits
     distance = Mean.of(value, counts)
     terms = {'cross_entropy': Mean.of(said['loss'], weights), 'uld': distance.scale(strength), **penalty(out)}
-    return terms, {'divergence': distance, 'accuracy': Mean.of(said['right'], weights)}, {}
+    return terms, {'divergence': distance, 'accuracy': Mean.of(said['accuracy'], weights)}, {}
 
   return Method(loss, label, more=more)
 

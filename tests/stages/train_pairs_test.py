@@ -22,16 +22,14 @@ def test_rollouts_are_counted_in_the_metrics(call, settings):
 
 
 def test_a_teacher_of_another_tokenizer(small, call, settings):
-  """Token by token it is refused; over spans of text it teaches, the same whether its labels come early or late."""
+  """Token by token it is refused; over spans of text it teaches, with labels of a label stage. (Early is late: the laws.)"""
   roles = dict(student=small.student, teacher=small.other)
   with pytest.raises(ValueError, match='teacher and student have different token ids.*or uld'):
     call('train', 'gkd', **{**settings, 'roles': roles}, method=dict(method='gkd', on_policy=0.0))
   method = dict(method='uld', teacher_length=320)
   call('label', 'label', roles=roles, method=method, task=small.task, length=192, how=dict(batch=8))
-  early = call('train', 'early', ['label'], **{**settings, 'roles': roles}, method=method)
-  late = call('train', 'late', **{**settings, 'roles': roles}, method=method)
-  assert early['final']['divergence'] == pytest.approx(late['final']['divergence'], rel=1e-4) and late['final']['divergence'] > 0.05
-  assert early['final']['cross_entropy'] == pytest.approx(late['final']['cross_entropy'], rel=1e-4)
+  done = call('train', 'train', ['label'], **{**settings, 'roles': roles}, method=method)
+  assert done['steps'] == 2 and 0.05 < done['final']['divergence'] < 2
   with pytest.raises(ValueError, match='teacher_length=20: raise it'):
     call('train', 'short', **{**settings, 'roles': roles}, method=dict(method='uld', teacher_length=20))
   with pytest.raises(ValueError, match="'teacher_tokens' belongs to a whole row: it cannot be packed"):
