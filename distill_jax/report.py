@@ -164,13 +164,15 @@ def _curves(workdir, done):
 def _training(done):
   rows = []
   for name, s in results.of_kind(done, 'train').items():
-    best, share, rate = s.get('best'), s.get('feed_share'), s.get('tokens_per_second')
+    best, share, rate, figures = s.get('best'), s.get('feed_share'), s.get('tokens_per_second'), s.get('figures') or {}
+    speed = f'{figures["speed/tflops"]:.3g}' if 'speed/tflops' in figures else ''
+    speed += f' ({100 * figures["speed/mfu"]:.1f} %)' if 'speed/mfu' in figures else ''
     rows.append([
         results.title(name, s), f'{s.get("steps", 0):,}' + (' (stopped early)' if s.get('stopped_early') else ''),
-        page.count(s.get('trained_parameters')), f'{rate:,.0f}' if rate else '', f'{100 * share:.1f} %' if share is not None else '',
+        page.count(s.get('trained_parameters')), f'{rate:,.0f}' if rate else '', speed, f'{100 * share:.1f} %' if share is not None else '',
         duration(s.get('seconds', 0)), f'{s["final"]["loss"]:.4f}' if 'loss' in (s.get('final') or {}) else '',
         f'{best["metric"]} {best["value"]:.4g} at step {best["step"]}' if best else ''])
-  head = ['stage', 'steps', 'trained parameters', 'tokens a second', 'waiting for data', 'time', 'last loss', 'best']
+  head = ['stage', 'steps', 'trained parameters', 'tokens a second', 'TFLOP/s (MFU)', 'waiting for data', 'time', 'last loss', 'best']
   return '<h2>Training</h2>' + page.table(head, rows) if rows else ''
 
 

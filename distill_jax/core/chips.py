@@ -27,11 +27,20 @@ CHIPS: Mapping[str, Chip] = {
     'v5p': Chip(95 * 2 ** 30, 459e12, 2765e9, 600e9, 3, 'TPU v5'),
     'v6e': Chip(32 * 2 ** 30, 918e12, 1640e9, 400e9, 2, 'TPU v6 lite'),
 }
+# dense bfloat16 operations a second of GPUs, by a part of the name that JAX gives: data sheets of the A100, H100, H200, B200, L4, L40S
+# (www.nvidia.com/en-us/data-center); the first that fits counts
+GPUS: Mapping[str, float] = {
+    'H100 PCIe': 756e12, 'H100 NVL': 835e12, 'H100': 989e12, 'H200': 989e12, 'B200': 2250e12, 'A100': 312e12, 'L40S': 362e12, 'L4': 121e12}
 RESERVED = 2 ** 28      # bytes of a chip's memory that the runtime keeps; programs may have the rest
 HOST = 4      # chips of a host; a slice of fewer is one host
 # what libtpu asks of the machine it believes to be on, and complains about; several may compile at once
 _QUIET = dict(ALLOW_MULTIPLE_LIBTPU_LOAD='1', TPU_SKIP_MDS_QUERY='1', TPU_WORKER_HOSTNAMES='localhost', TPU_WORKER_ID='0',
               TPU_ACCELERATOR_TYPE='v5litepod-4', TF_CPP_MIN_LOG_LEVEL='3')
+
+
+def peak(kind: str) -> float | None:
+  """bfloat16 operations a second of a device of this kind (`jax.Device.device_kind`); None where it is not known (CPUs)."""
+  return next((chip.flops for chip in CHIPS.values() if chip.kind == kind), None) or next((flops for name, flops in GPUS.items() if name in kind), None)
 
 
 class Slice(NamedTuple):

@@ -10,10 +10,10 @@ from distill_jax.core.types import Method, Role, State
 from distill_jax.data import cache, codec, feed, rows as rows_lib, shards
 from distill_jax.decode import sample
 from distill_jax.methods import METHODS
-from distill_jax.stages import records
+from distill_jax.stages import effort, records
 from distill_jax.stages.label import fingerprints, make_method
 from distill_jax.stages.roles import layout, load_roles, parameters, save_role
-from distill_jax.train import checkpoint, loop, optim as optim_lib, step as step_lib
+from distill_jax.train import checkpoint, clock, loop, optim as optim_lib, step as step_lib
 
 VALIDATION = dict(every=200, metric='accuracy', split='dev', count=64, patience=None, max_new_tokens=160, batch=64)
 
@@ -41,6 +41,9 @@ def train(out, inputs, *, seed, how, log, roles, method, steps, batch, optim, le
       loaded, params, method=method, optim=optim, steps=steps, batch=batch, microbatches=microbatches, mesh=mesh, rules=rules, task=task)
   sizes = {name: parameters(loaded[name]._replace(params=params[name])) for name in optimizers}
   learn = sum(tree.count(tree.split(params[name], loaded[name].model.trainable)[0]) for name in optimizers)
+  per_step = batch / len(rows)
+  work = effort.effort(loaded, params, tuple(optimizers), tokens=rows.tokens * per_step, targets=rows.targets * per_step, length=rows.tokens / facts_of_data['examples'],
+                       labelled=facts_of_data['labelled'], devices=list(mesh.devices.flat))
   del params
   saved = checkpoint.Checkpoints(out / 'checkpoints', keep=how.get('keep', 2))
   state, start, facts = _resume(saved, state, steps, log)
@@ -52,13 +55,15 @@ def train(out, inputs, *, seed, how, log, roles, method, steps, batch, optim, le
   try:
     ran = loop.fit(run, state, frozen, open_feed, method=made, key=jax.random.key(seed), start=start, steps=steps, facts=facts, log=log,
                    every=how.get('log', 10), saving=loop.Saving(saved, how.get('save', 200), how.get('save_minutes', 10)), skips=skips,
-                   validation=validation, agree=hosts.agreement())
+                   validation=validation, agree=hosts.agreement(), clock=clock.Clock(work))
   finally:
     saved.close()
   _finish(out, loaded, optimizers, ran, validation)
-  per_step = rows.tokens / len(rows) * batch
+  if ran.figures:
+    log.say(clock.say(ran.figures))
   return dict(kind='train', title=title, steps=int(ran.state.step), parameters=sum(sizes.values()), trained_parameters=learn,
-              seconds=ran.seconds, tokens_per_second=per_step * ran.steps / max(ran.seconds, 1e-9), feed_share=ran.waited / max(ran.seconds, 1e-9), save_seconds=ran.saving,
+              seconds=ran.seconds, tokens_per_second=work.tokens * ran.steps / max(ran.seconds, 1e-9), feed_share=ran.waited / max(ran.seconds, 1e-9), save_seconds=ran.saving,
+              figures=ran.figures,
               final=ran.last, best=ran.facts.get('best'), stopped_early=ran.facts.get('stopped'),
               skipped=ran.facts.get('skipped', 0), **facts_of_data)
 
@@ -136,7 +141,7 @@ def _read(inputs, roles, mesh, how, *, method, seed, task, split, count, target,
     lengths = examples.lengths
     if max(lengths) > length:
       raise ValueError(f'train: length={length}, but the labelled examples go up to {max(lengths)} tokens: give both stages the same length')
-    facts = dict(examples=len(examples), dropped=0, cut=0)
+    facts = dict(examples=len(examples), dropped=0, cut=0, labelled=True)
   else:
     texts = [row for path in data.values() for row in records.read(path)] if data else None
     if texts is None:
@@ -152,7 +157,7 @@ def _read(inputs, roles, mesh, how, *, method, seed, task, split, count, target,
       raise ValueError(f'train: none of {len(texts)} examples fits length={length} tokens; raise it, or overlong="cut"')
     examples = sorted(fitted.examples, key=lambda e: tuple(e['id']))
     lengths = [len(e['tokens']) for e in examples]
-    facts = dict(examples=len(examples), dropped=fitted.dropped, cut=fitted.cut)
+    facts = dict(examples=len(examples), dropped=fitted.dropped, cut=fitted.cut, labelled=False)
   bins = rows_lib.pack(lengths, length=length) if pack else [[i] for i in range(len(examples))]
   return loaded, rows_lib.Rows(examples, bins, length=length), facts
 

@@ -8,6 +8,7 @@ import numpy as np
 from distill_jax.core import interrupt
 from distill_jax.core.types import Method, State
 from distill_jax.train.checkpoint import Checkpoints
+from distill_jax.train.clock import Clock
 
 
 class Validation(NamedTuple):
@@ -32,6 +33,7 @@ class Ran(NamedTuple):
   waited: float
   steps: int
   saving: float      # seconds in which the loop stood still for each checkpoint, on average
+  figures: dict[str, float]      # of the clock, over all steps but the first
 
 
 class Saving(NamedTuple):
@@ -52,33 +54,39 @@ STOP, SAVE = 1, 2      # what a host may ask of all
 
 def fit(step: Callable, state: State, frozen: Mapping[str, Any], feed: Callable[[int], Any], *, method: Method, key: jax.Array, start: int,
         steps: int, facts: dict[str, Any], log, every: int, saving: Saving, skips: Skips, validation: Validation | None = None,
-        agree: Callable[[int], Any] | None = None) -> Ran:
+        agree: Callable[[int], Any] | None = None, clock: Clock | None = None) -> Ran:
   """Runs steps start+1 .. steps. `step` is the jitted step; `feed(start)` gives batches; facts travel with the checkpoints.
 
   agree(what this host asks) -> what any host asks, as an array on the devices; None: one host. A SIGTERM saves, then raises Preempted.
+  clock: measures where the time goes, for the log.
   """
+  clock = clock or Clock()
   began, last, pending, first = time.perf_counter(), {}, None, None
   saved, batches = time.monotonic(), feed(start)
   stood = []
 
   def save(number):
     if saving.checkpoints is not None:
-      jax.block_until_ready(state)
+      with clock.on('device'):
+        jax.block_until_ready(state)
       before = time.perf_counter()
-      saving.checkpoints.save(number, state, facts)
+      with clock.on('save'):
+        saving.checkpoints.save(number, state, facts)
       stood.append(time.perf_counter() - before)
   try:
     with interrupt.held() as asked:
-      for number, batch in batches:
+      for number, batch in _timed(batches, clock):
         if facts.get('stopped'):
           break
         wish = STOP * asked() + SAVE * (saving.minutes is not None and time.monotonic() - saved > 60 * saving.minutes)
         wish = wish if agree is None else agree(wish)
-        batch, memory = method.rollout(state, frozen, batch, jax.random.fold_in(key, number))
-        state, means = step(state._replace(memory=memory), frozen, batch, key)
+        with clock.on('rollout'):
+          batch, memory = method.rollout(state, frozen, batch, jax.random.fold_in(key, number))
+        with clock.on('dispatch'):
+          state, means = step(state._replace(memory=memory), frozen, batch, key)
         done = number + 1
         if pending is not None:
-          last = _read(*pending[:2], log=log, every=every, steps=steps) or last
+          last = _read(*pending[:2], log=log, every=every, steps=steps, clock=clock) or last
           _count(skips, facts, *pending, state.params, frozen, key, log=log)
         pending = (done, means, batch)
         wish = int(wish)
@@ -88,9 +96,11 @@ def fit(step: Callable, state: State, frozen: Mapping[str, Any], feed: Callable[
         if first is None:
           jax.block_until_ready(state.step)
           first = time.perf_counter() - began
+          clock.start(done)
           log.say(f'first step after {first:.1f} s')
         if validation is not None and (done % validation.every == 0 or done == steps):
-          _validate(validation, state, done, facts, log)
+          with clock.on('validate'):
+            _validate(validation, state, done, facts, log)
         if due or facts.get('stopped'):
           save(done)
           saved = time.monotonic()
@@ -100,12 +110,23 @@ def fit(step: Callable, state: State, frozen: Mapping[str, Any], feed: Callable[
             saving.checkpoints.wait()
           raise interrupt.Preempted
       if pending is not None:
-        last = _read(*pending[:2], log=log, every=every, steps=steps) or last
+        last = _read(*pending[:2], log=log, every=every, steps=steps, clock=clock) or last
         _count(skips, facts, *pending, state.params, frozen, key, log=log)
   finally:
     batches.close()
   return Ran(state, facts, last, time.perf_counter() - began - (first or 0.0), batches.waited, max((pending or (start,))[0] - start - 1, 0),
-             float(np.median(stood)) if stood else 0.0)
+             float(np.median(stood)) if stood else 0.0, clock.whole(int(state.step)))
+
+
+def _timed(batches, clock: Clock):
+  """The batches; the time in which they are waited for is 'feed'."""
+  batches = iter(batches)
+  while True:
+    with clock.on('feed'):
+      item = next(batches, None)
+    if item is None:
+      return
+    yield item
 
 
 def _count(skips: Skips, facts, number: int, means, batch, params, frozen, key, *, log) -> None:
@@ -120,13 +141,14 @@ def _count(skips: Skips, facts, number: int, means, batch, params, frozen, key, 
                              f'step {number}; {cause}. Look at these rows, or at lr and clip')
 
 
-def _read(number: int, means, *, log, every: int, steps: int) -> dict[str, float]:
+def _read(number: int, means, *, log, every: int, steps: int, clock: Clock) -> dict[str, float]:
   """Brings the metrics of a finished step to the host and logs them."""
   if number % every and number != steps and number != 1:
     return {}
-  means = jax.device_get(means)
+  with clock.on('device'):
+    means = jax.device_get(means)
   values = {name: float(np.divide(mean.total, mean.weight)) if mean.weight else 0.0 for name, mean in means.items()}
-  log.metrics(number, values)
+  log.metrics(number, {**values, **clock.read(number)})
   log.progress(number, steps, f'loss {values["loss"]:.4f}', unit='steps')
   return values
 
