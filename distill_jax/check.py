@@ -1,8 +1,8 @@
 """Is a checkpoint read as transformers reads it?  python -m distill_jax.check DIR [--prompt=TEXT ...] [--device=cpu] [--seed=0]
 
-DIR is a Hugging Face directory or hub id, one of ours (what a train stage writes; exported to a temporary place first), or 'bundled:x'. Runs
-both on the same prompts and on random ids, in float32, and prints the largest difference of a logit, the first greedy token that differs, and
-a verdict. Exit code: 0 they are equal, 1 they are not, 2 nothing could be compared.
+DIR is a Hugging Face directory or hub id, one of ours (what a train stage writes; exported to a temporary place first), or 'bundled:x'.
+Runs both on the same prompts and on random ids, in float32, and prints the largest difference of a logit, the first greedy token that
+differs, and a verdict. Exit code: 0 they are equal, 1 they are not, 2 nothing could be compared.
 """
 import argparse
 import os
@@ -16,10 +16,10 @@ EQUAL, DIFFERENT, NOTHING = 0, 1, 2
 
 def flags() -> argparse.ArgumentParser:
   """The command line."""
-  parser = argparse.ArgumentParser(prog='python -m distill_jax.check', description='Compares what we make of a checkpoint with transformers.')
+  parser = argparse.ArgumentParser(prog='python -m distill_jax.check', description='Compares us with transformers.')
   parser.add_argument('directory', metavar='DIR', help="a checkpoint directory (ours or Hugging Face's), a hub id, or 'bundled:teacher'")
-  parser.add_argument('--prompt', action='append', metavar='TEXT', help='a prompt to compare; may be given several times (default: four short ones)')
-  parser.add_argument('--device', default=None, metavar='NAME', help='what ours runs on: cpu, gpu, tpu (default: as JAX chooses); theirs runs on the CPU')
+  parser.add_argument('--prompt', action='append', metavar='TEXT', help='a prompt; may be given several times (default: four short ones)')
+  parser.add_argument('--device', default=None, metavar='NAME', help='what ours runs on: cpu, gpu, tpu; theirs runs on the CPU')
   parser.add_argument('--seed', type=int, default=0, help='of the random ids')
   return parser
 

@@ -46,7 +46,8 @@ def _build(base: Model, rank: int, alpha: float, targets: tuple[str, ...], scali
   apply = lambda params, batch, **keywords: base.apply(_scaled(params, scale), batch, **keywords)
   ready = lambda params: base.ready(merge(params, scale))
   settings = FrozenDict(rank=rank, alpha=alpha, targets=targets, scaling=scaling)
-  return base._replace(init=init, apply=apply, ready=ready, trainable=TRAINABLE, config=FrozenDict({**(base.config or {}), 'lora': settings}))
+  config = FrozenDict({**(base.config or {}), 'lora': settings})
+  return base._replace(init=init, apply=apply, ready=ready, trainable=TRAINABLE, config=config)
 
 
 def maps(model: Model) -> dict[str, tuple[int, ...]]:

@@ -20,19 +20,20 @@ model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({base!r})
 HIDDEN = ('stage', 'roles', 'of', 'how', 'title', 'card', 'task')      # of a stage's keywords: said otherwise, or of no weight to a reader
 
 
-def card(name: str, role: Role, *, out: pathlib.Path, inputs: Mapping[str, pathlib.Path], load: str | None, form: str, dtype: str, about: str,
-         prompt: str, base: str, facts: Mapping[str, Any]) -> str:
+def card(name: str, role: Role, *, out: pathlib.Path, inputs: Mapping[str, pathlib.Path], load: str | None, form: str, dtype: str,
+         about: str, prompt: str, base: str, facts: Mapping[str, Any]) -> str:
   """Markdown for README.md.
 
-  out: the export stage's directory; its workdir says recipe and command, where there are such.  inputs: evaluate stages among them become the
-  table of figures.  load: what the exported role was read from.  facts: of proof.prove.  The licence is left to its owner.
+  out: the export stage's directory; its workdir says recipe and command, where there are such.  inputs: evaluate stages among them
+  become the table of figures.  load: what the exported role was read from.  facts: of proof.prove.  The licence is left to its owner.
   """
   recipe, ran = marks.read_json(out.parent / 'config.json') or {}, marks.read_json(out.parent / 'run.json') or {}
   title = recipe.get('stages', {}).get(_stage_of(out.parent, load), {}).get('title') or name
-  parts = [_head(base if form == 'adapter' else ''), f'# {title}\n\n{_what(role, form, dtype, base)} {about}'.rstrip(), _loading(role, form, prompt, base)]
+  parts = [_head(base if form == 'adapter' else ''), f'# {title}\n\n{_what(role, form, dtype, base)} {about}'.rstrip(),
+           _loading(role, form, prompt, base)]
   parts += [_made(recipe, ran, out.parent, load), _figures(inputs), _checked(facts),
-            '## Licence\n\nNot chosen. Fill in the field `license` above; the licences of the teacher, of the data and of the weights that training '
-            'began from bind it.']
+            '## Licence\n\nNot chosen. Fill in the field `license` above; the licences of the teacher, of the data and of the weights that '
+            'training began from bind it.']
   return '\n\n'.join(part for part in parts if part) + '\n'
 
 

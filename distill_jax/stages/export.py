@@ -15,13 +15,15 @@ from distill_jax.stages.roles import find, load_role, merged, model_config
 FORMS = ('merged', 'adapter')
 
 
-def export(out, inputs, *, seed, how, log, roles, task=None, dtype='float32', form='merged', shard_bytes=5 * 10 ** 9, card='') -> dict[str, Any]:
-  """Writes out/model (config.json, generation_config.json, safetensors, tokenizer and its chat template, README.md) for one role and compares it
-  with what transformers makes of it.
+def export(out, inputs, *, seed, how, log, roles, task=None, dtype='float32', form='merged', shard_bytes=5 * 10 ** 9,
+           card='') -> dict[str, Any]:
+  """Writes out/model (config.json, generation_config.json, safetensors, tokenizer and its chat template, README.md) for one role and
+  compares it with what transformers makes of it.
 
-  dtype: of the weights on disk ('float32', 'bfloat16', 'float16').  shard_bytes: of one file of weights, at most.  card: a sentence for the card.
-  form: of a role with an adapter: 'merged' into the weights (in float32, then rounded once to dtype), or the 'adapter' alone, as `peft` reads it
-  (its base in out/base, where that was read from no Hugging Face directory).
+  dtype: of the weights on disk ('float32', 'bfloat16', 'float16').  shard_bytes: of one file of weights, at most.
+  card: a sentence for the card.
+  form: of a role with an adapter: 'merged' into the weights (in float32, then rounded once to dtype), or the 'adapter' alone, as `peft`
+  reads it (its base in out/base, where that was read from no Hugging Face directory).
   inputs: evaluate stages, whose figures the card shows.
   """
   if len(roles) != 1:
@@ -70,7 +72,8 @@ def _base(out, role, settings) -> str:
 
 
 def _missing(package: str) -> dict[str, Any]:
-  return {**proof.UNKNOWN, 'proved': f'not proved: {package} is not installed (pip install torch, then {package}; then delete this stage and run again)'}
+  why = f'not proved: {package} is not installed (pip install torch, then {package}; then delete this stage and run again)'
+  return {**proof.UNKNOWN, 'proved': why}
 
 
 def _prompts(task) -> list[str]:

@@ -10,7 +10,7 @@ from distill_jax.core.types import Role
 from distill_jax.decode import sample
 
 TOKENS = 64          # of a greedy text
-ABSOLUTE, RELATIVE = 1e-4, 1e-5      # largest difference of logits that is float32 noise: the sum of the first and the second x the largest logit
+ABSOLUTE, RELATIVE = 1e-4, 1e-5      # a difference of logits up to ABSOLUTE + RELATIVE x the largest logit is float32 noise
 NO_TORCH = 'torch is not installed (pip install torch --index-url https://download.pytorch.org/whl/cpu)'
 UNKNOWN = dict(max_logit_difference=None, bound=None, same_greedy=None, first_difference=None, prompts=0, greedy_tokens=0)
 ANY_TEXT = ('Once upon a time', 'The answer is', 'A', '1 + 1 =')      # something in them is in every vocabulary
@@ -36,7 +36,7 @@ def peft_model(directory, base) -> Any:
 
 
 def prove(role: Role, load: Callable[[], Any], prompts: Sequence[str] = ANY_TEXT, *, seed: int = 0) -> dict[str, Any]:
-  """Compares `role` with the torch model that `load()` gives: logits over the prompts and over random ids, then greedy texts of the prompts.
+  """Compares `role` with the torch model that `load()` gives: logits over the prompts and over random ids, then greedy texts.
 
   -> proved: True, False, or a sentence that says why nothing could be compared; max_logit_difference, and bound: what is float32 noise of
   these logits; same_greedy; first_difference: None, or dict(prompt, place: how many tokens are equal, ours, theirs, gap: of the two in
@@ -62,7 +62,8 @@ def prove(role: Role, load: Callable[[], Any], prompts: Sequence[str] = ANY_TEXT
     if found and (first is None or found['gap'] > first['gap']):
       first = dict(prompt=prompt, **found)
   return dict(proved=bool(worst <= bound and (first is None or first['gap'] <= 2 * bound)), max_logit_difference=worst, bound=bound,
-              same_greedy=first is None, first_difference=first, prompts=len(prompts), greedy_tokens=sum(len(one['tokens']) for (one,) in texts))
+              same_greedy=first is None, first_difference=first, prompts=len(prompts),
+              greedy_tokens=sum(len(one['tokens']) for (one,) in texts))
 
 
 def _rows(role: Role, prompts: Sequence[str], seed: int) -> tuple[dict[str, list[int]], int]:
@@ -103,9 +104,11 @@ def _greedy(model, text, ids: Sequence[int], new: int) -> list[int]:
   """Their greedy tokens, up to and with the end of text. By none of the checkpoint's own settings: a penalty would change them."""
   import torch
   import transformers
-  padded = list(range(text.vocab_size, model.get_input_embeddings().weight.shape[0]))      # rows of the head that no token has are never drawn by us
+  # rows of the head that no token has are never drawn by us
+  padded = list(range(text.vocab_size, model.get_input_embeddings().weight.shape[0]))
   config = transformers.GenerationConfig(
-      max_new_tokens=new, do_sample=False, suppress_tokens=padded or None, eos_token_id=text.eos_id, pad_token_id=text.pad_id, bos_token_id=text.bos_id)
+      max_new_tokens=new, do_sample=False, suppress_tokens=padded or None, eos_token_id=text.eos_id,
+      pad_token_id=text.pad_id, bos_token_id=text.bos_id)
   model.generation_config = config
   with torch.no_grad():
     said = model.generate(input_ids=torch.tensor([list(ids)]), attention_mask=torch.ones((1, len(ids)), dtype=torch.long),

@@ -1,4 +1,4 @@
-"""A student cut out of its teacher: some of its layers (DistilBERT, Sanh et al. 2019, arXiv 1910.01108), the first of its channels, heads and units."""
+"""A student cut out of its teacher: some of its layers (DistilBERT, Sanh et al. 2019, arXiv 1910.01108), its first channels, heads, units."""
 import pathlib
 import re
 from typing import Any, Callable, Mapping, NamedTuple, Sequence
@@ -17,7 +17,8 @@ WIDTHS = (
     (r'attention/o/kernel', 'heads width'), (r'mlp/(gate|up)/kernel', 'width mlp'), (r'mlp/(gate|up)/bias', 'mlp'),
     (r'mlp/down/kernel', 'mlp width'), (r'(attention/o|mlp/down)/bias', 'width'),
 )
-KINDS = dict(pattern=('local', 'window'), mlps=('experts', 'experts'))      # what a layer may be, in turn; where none is so, this keyword is none
+# kinds of layers, in turn, and the keyword that is None where no layer is of that kind
+KINDS = dict(pattern=('local', 'window'), mlps=('experts', 'experts'))
 
 
 class Cut(NamedTuple):
@@ -32,8 +33,8 @@ def cut(config: Mapping[str, Any], *, layers: int | Sequence[int] | None = None,
   """The shape of a student of a teacher with the keywords `config`. All that is not named stays.
 
   layers: a count that divides the teacher's (6 of 12: layers 0, 2, 4 ...), or their numbers, ascending.  width: the first channels of the
-  stream between layers; heads and mlp_width then default to the same share.  heads: the first ones, of unchanged width, with the keys and values
-  that they read.  mlp_width: the first units. What comes first is kept, no weight is chosen by its size: cut in width, a model says nothing
+  stream between layers; heads and mlp_width then default to the same share.  heads: the first ones, of unchanged width, with the keys
+  and values that they read.  mlp_width: the first units. What comes first is kept, no weight is chosen by its size: cut in width, a model says nothing
   sensible before it is trained, and is only a start.
   ValueError: what does not divide, or is more than the teacher has.
   """
@@ -71,8 +72,8 @@ def _layers(count: int, layers: int | Sequence[int] | None) -> tuple[int, ...]:
 
 def _share(name: str, whole: int, width: int, of: int) -> int:
   if whole * width % of:
-    raise ValueError(f'from_teacher: width={width} is {width}/{of} of the teacher\'s, and its {name}={whole} has no such share in whole numbers; '
-                     f'give {name}= beside it')
+    raise ValueError(f'from_teacher: width={width} is {width}/{of} of the teacher\'s, and its {name}={whole} has no such share in whole '
+                     f'numbers; give {name}= beside it')
   return whole * width // of
 
 
@@ -86,7 +87,7 @@ def _kinds(config: Mapping[str, Any], picked: Sequence[int]) -> dict[str, Any]:
 
 
 def read(directory: pathlib.Path, name: str, config: Mapping[str, Any], chosen: Cut, put: Callable) -> dict[str, Any]:
-  """Params of the student of the checkpoint in `directory`. Only what it keeps is read, layer by layer; put: as in weights.read, for its weights."""
+  """Params of the student of the checkpoint in `directory`. Only what it keeps is read, layer by layer; put: as in weights.read."""
   held: dict[tuple[str, int | None], np.ndarray] = {}
   wanted, period = set(chosen.layers), _period(config)
 
