@@ -1,4 +1,4 @@
-"""A student cut out of its teacher: some of its layers (DistilBERT, Sanh et al. 2019, arXiv 1910.01108), its first channels, heads, units."""
+"""A student cut out of its teacher: some of its layers (DistilBERT, Sanh 2019, arXiv 1910.01108), its first channels, heads and units."""
 import pathlib
 import re
 from typing import Any, Callable, Mapping, NamedTuple, Sequence
@@ -34,7 +34,7 @@ def cut(config: Mapping[str, Any], *, layers: int | Sequence[int] | None = None,
 
   layers: a count that divides the teacher's (6 of 12: layers 0, 2, 4 ...), or their numbers, ascending.  width: the first channels of the
   stream between layers; heads and mlp_width then default to the same share.  heads: the first ones, of unchanged width, with the keys
-  and values that they read.  mlp_width: the first units. What comes first is kept, no weight is chosen by its size: cut in width, a model says nothing
+  and values that they read.  mlp_width: the first units. What comes first is kept, no weight is chosen by its size: cut in width, it says nothing
   sensible before it is trained, and is only a start.
   ValueError: what does not divide, or is more than the teacher has.
   """
