@@ -34,6 +34,6 @@ SHAPES: Mapping[str, Mapping[str, Any]] = {
 
 def config_of(repository: str) -> tuple[str, dict]:
   """(name in MODELS, keywords) of a published checkpoint. KeyError where the table has not got it."""
-  from distill_jax.models import families
+  from distill_jax.models.families import find
   hf = SHAPES[repository]
-  return 'transformer', families.of_hf(hf, repository).config_in(hf)
+  return 'transformer', find.config_in(find.of_hf(hf, repository), hf)

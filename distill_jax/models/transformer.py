@@ -1,4 +1,4 @@
-"""One causal decoder that covers GPT-2 and Llama shapes by configuration.
+"""One causal decoder that covers the families of `models/families` by configuration.
 
 Layers are scanned over their repeating pattern: 'layers/<i>/...' holds the weights of place i of the pattern, stacked over its
 repeats; what does not fill a whole pattern stands unrolled and unstacked in 'rest/<i>/...'.
@@ -13,16 +13,12 @@ from flax.core import FrozenDict
 
 from distill_jax.core import mesh as mesh_lib
 from distill_jax.core.types import Head, Model
-from distill_jax.models import adapters, attention as attention_lib, cache as cache_lib, layers as parts
+from distill_jax.models import adapters, attention as attention_lib, cache as cache_lib, keywords, layers as parts, moe, rotary
 
 Array = jax.Array
 
-REMAT = {
-    'none': None,
-    'full': jax.checkpoint_policies.nothing_saveable,
-    'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-}
 WANTS = ('layers',)
+MLPS = {'dense': parts.Mlp, 'experts': moe.Experts}
 
 # axes of a weight below a block; a stacked one has 'layer' before them
 BLOCK_AXES = adapters.adapted((
@@ -33,13 +29,19 @@ BLOCK_AXES = adapters.adapted((
     (r'mlp/(gate|up)/bias', 'mlp'),
     (r'mlp/down/kernel', 'mlp embed'),
     (r'(attention/o|mlp/down)/bias', '-'),
-    (r'(attention|mlp)_norm/(scale|bias)', '-'),
-))
+    (r'(attention|mlp)(_post)?_norm/(scale|bias)', '-'),
+    (r'attention/[qk]_norm/(scale|bias)', '-'),
+)) + (
+    (r'mlp/router/kernel', 'embed expert'),
+    (r'mlp/experts/(gate|up)/kernel', 'expert embed mlp'),
+    (r'mlp/experts/down/kernel', 'expert mlp embed'),
+)
 EMBED_AXES = (('tokens', 'vocab embed'), ('positions', '- embed'))
 AXES = (
     *(('embed/' + pattern, axes) for pattern, axes in EMBED_AXES),
     (r'norm/(scale|bias)', '-'),
     ('head/kernel', 'embed vocab'),
+    ('head/bias', 'vocab'),
     *((r'layers/\d+/' + pattern, 'layer ' + axes) for pattern, axes in BLOCK_AXES),
     *((r'rest/\d+/' + pattern, axes) for pattern, axes in BLOCK_AXES),
 )
@@ -47,56 +49,37 @@ AXES = (
 
 def transformer(
     *, vocab_size: int, width: int, layers: int, heads: int, kv_heads: int | None = None, head_dim: int | None = None,
-    mlp_width: int, norm: str = 'rms', norm_eps: float = 1e-5, positions: str = 'rope', max_length: int,
-    rope_theta: float = 10000.0, activation: str = 'silu', gated: bool = True, attention_bias: bool | str = False,
-    mlp_bias: bool = False, tied: bool = True, dropout: float = 0.0, dtype: str = 'float32', remat: str = 'none',
-    pattern: Sequence[str] = ('global',), window: int | None = None, init: str = 'normal') -> Model:
+    mlp_width: int, norm: str = 'rms', norm_eps: float = 1e-5, norm_offset: float = 0.0, post_norms: bool = False, qk_norm: bool = False,
+    positions: str = 'rope', position_offset: int = 0, max_length: int, rope_theta: float = 10000.0,
+    rotary: Mapping[str, Any] | None = None, activation: str = 'silu', gated: bool = True, attention_bias: bool | str = False,
+    mlp_bias: bool = False, tied: bool = True, head_bias: bool = False, embed_scale: float | None = None,
+    query_scale: float | None = None, score_cap: float | None = None, head_cap: float | None = None, parallel: str = 'none',
+    experts: Mapping[str, Any] | None = None, mlps: Sequence[str] = ('dense',), dropout: float = 0.0, dtype: str = 'float32',
+    remat: str = 'none', pattern: Sequence[str] = ('global',), window: int | None = None, init: str = 'normal',
+    architecture: str | None = None) -> Model:
   """A decoder. Llama shapes are the defaults; GPT-2: norm='layer', positions='learned', activation='gelu_tanh', gated=False, biases.
 
-  norm: 'rms' | 'layer'. positions: 'rope' | 'learned'. activation: 'silu' | 'gelu_tanh' | 'gelu'. attention_bias: True
-  (q, k, v and o), 'qkv' or False. tied: the head is the embedding transposed. dtype: of matrix products; parameters, norms and
-  softmaxes are float32.
-  remat: 'none' | 'full' | 'dots' (matrix products kept). pattern: 'global' | 'local' layers in turn, local ones see `window`
-  tokens back, their own included. max_length: longest text in tokens; learned positions past it repeat the last one.
-  init: of fresh kernels, 'normal' (0.02) | 'fan_in' (1 / sqrt(inputs), which learns faster at small widths).
+  norm: 'rms' | 'layer', times norm_offset + its weight. post_norms: norms also behind both branches. qk_norm: norms on each query
+  and key. parallel: 'none' | 'one_norm' | 'two_norms': attention and MLP read the same x.
+  positions: 'rope' | 'learned' (position p reads row p + position_offset). rotary: share (of a head that turns), interleaved (pairs
+  2c, 2c + 1), scaling (dict(kind=...), see `rotary.rates`), local_theta (of local layers, unscaled). activation: 'silu' |
+  'gelu_tanh' | 'gelu' | 'relu'. attention_bias: True (q, k, v and o), 'qkv', 'o' or False. tied: the head is the embedding transposed.
+  embed_scale: on token vectors. query_scale: on scores (default 1 / sqrt(head_dim)). score_cap, head_cap: x becomes
+  cap * tanh(x / cap), of scores and logits. mlps: 'dense' | 'experts' layers in turn. experts: dict(count, chosen, width, normed), see
+  `moe.Experts`. pattern: 'global' | 'local' layers in turn, local ones see `window` tokens back, their own included. max_length:
+  longest text in tokens; learned positions past it repeat the last one.
+  dtype: of matrix products; parameters, norms and softmaxes are float32. remat: 'none' | 'full' | 'dots' (matrix products kept).
+  init: of fresh kernels, 'normal' (0.02) | 'fan_in' (1 / sqrt(inputs), which learns faster at small widths). architecture: the
+  Hugging Face one to be written as; it changes nothing here.
   The same keywords give the identical Model (and so the same compiled functions); `model.config` holds them all, defaults
-  resolved, in a mapping that hashes, so that a Model can be a static argument of jit.
+  resolved, in a mapping that hashes, so that a Model can be a static argument of jit; mappings in it are tuples of pairs.
   ValueError: keywords that contradict each other.
   """
-  config = dict(
-      vocab_size=vocab_size, width=width, layers=layers, heads=heads, kv_heads=kv_heads or heads,
-      head_dim=head_dim or width // max(heads, 1), mlp_width=mlp_width, norm=norm, norm_eps=float(norm_eps), positions=positions,
-      max_length=max_length, rope_theta=float(rope_theta), activation=activation, gated=gated, attention_bias=attention_bias,
-      mlp_bias=mlp_bias, tied=tied, dropout=float(dropout), dtype=jnp.dtype(dtype).name, remat=remat, pattern=tuple(pattern),
-      window=window, init=init)
-  return _build(FrozenDict(config))
-
-
-def _check(config: Mapping[str, Any]) -> None:
-  choices = dict(
-      norm=parts.NORMS, init=parts.INITS, attention_bias=(True, False, 'qkv'), positions=('rope', 'learned'),
-      activation=tuple(parts.ACTIVATIONS), remat=tuple(REMAT))
-  for name, allowed in choices.items():
-    if config[name] not in allowed:
-      raise ValueError(f'transformer: {name}={config[name]!r}; choose one of {", ".join(map(str, allowed))}')
-  if not config['pattern'] or set(config['pattern']) - {'global', 'local'}:
-    raise ValueError(f'transformer: pattern={config["pattern"]}; its entries are global or local, at least one')
-  for name in ('vocab_size', 'width', 'layers', 'heads', 'kv_heads', 'head_dim', 'mlp_width', 'max_length'):
-    if config[name] < 1:
-      raise ValueError(f'transformer: {name}={config[name]} must be at least 1')
-  if config['heads'] % config['kv_heads']:
-    raise ValueError(f'transformer: kv_heads={config["kv_heads"]} does not divide heads={config["heads"]}')
-  if config['positions'] == 'rope' and config['head_dim'] % 2:
-    raise ValueError(f'transformer: rope turns pairs, head_dim={config["head_dim"]} is odd')
-  if ('local' in config['pattern']) != (config['window'] is not None):
-    raise ValueError(f'transformer: window={config["window"]} with pattern={config["pattern"]}; local layers need one, others take none')
-  if not 0.0 <= config['dropout'] < 1.0:
-    raise ValueError(f'transformer: dropout={config["dropout"]} must be in [0, 1)')
+  return _build(FrozenDict(keywords.resolve(locals())))
 
 
 @functools.lru_cache(maxsize=None)
 def _build(config: Mapping[str, Any]) -> Model:
-  _check(config)
   return Model(
       init=functools.partial(_init, config), apply=functools.partial(_apply, config), axes=AXES,
       cache=functools.partial(cache_lib.empty, config), ready=functools.partial(_ready, config), config=config)
@@ -108,20 +91,21 @@ def _shape(config: Mapping[str, Any]) -> tuple[int, int]:
 
 
 @functools.lru_cache(maxsize=None)
-def _graph(kind: type, config: Mapping[str, Any]):
+def _graph(config: Mapping[str, Any], part: str):
   """The structure of a module without its arrays; the module is whole again after nnx.merge with a plain nested dict."""
-  return nnx.split(nnx.eval_shape(lambda: _make(kind, config, jax.random.key(0))))[0]
+  return nnx.split(nnx.eval_shape(lambda: _make(config, part, jax.random.key(0))))[0]
 
 
-def _make(kind: type, config: Mapping[str, Any], key: Array) -> nnx.Module:
+def _make(config: Mapping[str, Any], part: str, key: Array) -> nnx.Module:
+  """'embed', 'norm' or a block by the kind of its MLP."""
   rngs = nnx.Rngs(params=key)
-  if kind is parts.Norm:
-    return parts.Norm(config['width'], kind=config['norm'], eps=config['norm_eps'], rngs=rngs)
-  return kind(config, rngs=rngs)
+  if part == 'norm':
+    return parts.norm_of(config, config['width'], rngs)
+  return parts.Embed(config, rngs=rngs) if part == 'embed' else parts.Block(config, MLPS[part], rngs=rngs)
 
 
-def _params(kind: type, config: Mapping[str, Any], key: Array) -> dict:
-  return nnx.to_pure_dict(nnx.state(_make(kind, config, key), nnx.Param))
+def _params(config: Mapping[str, Any], part: str, key: Array) -> dict:
+  return nnx.to_pure_dict(nnx.state(_make(config, part, key), nnx.Param))
 
 
 def _init(config: Mapping[str, Any], key: Array) -> dict:
@@ -130,15 +114,17 @@ def _init(config: Mapping[str, Any], key: Array) -> dict:
   places = len(config['pattern'])
   embed_key, head_key, layer_key = jax.random.split(key, 3)
   keys = jax.random.split(layer_key, config['layers'])
-  params = dict(embed=_params(parts.Embed, config, embed_key), norm=_params(parts.Norm, config, key))
-  block = functools.partial(_params, parts.Block, config)
+  params = dict(embed=_params(config, 'embed', embed_key), norm=_params(config, 'norm', key))
+  block = [functools.partial(_params, config, mlp) for mlp in config['mlps']]
   if repeats:
-    params['layers'] = {str(i): jax.vmap(block)(keys[i:repeats * places:places]) for i in range(places)}
+    params['layers'] = {str(i): jax.vmap(block[i])(keys[i:repeats * places:places]) for i in range(places)}
   if rest:
-    params['rest'] = {str(i): block(keys[repeats * places + i]) for i in range(rest)}
+    params['rest'] = {str(i): block[i](keys[repeats * places + i]) for i in range(rest)}
   if not config['tied']:
     shape = config['width'], config['vocab_size']
     params['head'] = dict(kernel=parts.spread(config, config['width']) * jax.random.normal(head_key, shape, jnp.float32))
+    if config['head_bias']:
+      params['head']['bias'] = jnp.zeros((config['vocab_size'],), jnp.float32)
   return params
 
 
@@ -164,15 +150,16 @@ def _apply(config: Mapping[str, Any], params, batch: Mapping[str, Any], *, key_B
     cache = {**cache, **cache_lib.places(cache, segments, positions)}
     look = functools.partial(attention_lib.look, segments, positions, slots, cache)
   sights = {kind: look(window=config['window'] if kind == 'local' else None) for kind in dict.fromkeys(config['pattern'])}
-  turn = parts.rotary(positions, config['head_dim'], config['rope_theta']) if config['positions'] == 'rope' else None
+  turn = rotary.turns(config, positions) if config['positions'] == 'rope' else dict.fromkeys(config['pattern'])
 
   embed = mesh_lib.gather(params['embed'], EMBED_AXES)
-  x = nnx.merge(_graph(parts.Embed, config), embed)(jnp.where(segments > 0, tokens, 0), positions, config['dtype'])
+  x = nnx.merge(_graph(config, 'embed'), embed)(jnp.where(segments > 0, tokens, 0), positions, config['dtype'])
   x = mesh_lib.constrain(parts.drop(x, key_B, config['dropout'], 0), 'batch', 'length', None)
   layers = _layers if 'layers' in params else _ready_layers
   x, kept, stored = layers(config, params, x, sights, turn, key_B, cache, 'layers' in want)
-  hidden = nnx.merge(_graph(parts.Norm, config), params['norm'])(x)
-  out = dict(hidden=hidden, head=Head(params['embed']['tokens'].T if config['tied'] else params['head']['kernel']))
+  hidden = nnx.merge(_graph(config, 'norm'), params['norm'])(x)
+  head = dict(kernel=params['embed']['tokens'].T) if config['tied'] else params['head']
+  out = dict(hidden=hidden, head=Head(head['kernel'], head.get('bias'), cap=config['head_cap']))
   if cache is not None:
     out['cache'] = {**cache, **stored, 'index': start + T}
   if 'layers' in want:
@@ -184,25 +171,26 @@ def _layers(config, params, x, sights, turn, key_B, cache, keep):
   """All blocks, scanned -> (x, what left each block [n, B, T, D] if `keep`, the cache's arrays by name)."""
   repeats, rest = _shape(config)
   pattern = config['pattern']
-  graph = _graph(parts.Block, config)
+  graphs = [_graph(config, mlp) for mlp in config['mlps']]
 
-  def block(x, weights, held, kind, number):
+  def block(x, weights, held, place, number):
     store = _keep_nothing if held is None else functools.partial(cache_lib.store, held, cache['index'])
     weights = mesh_lib.gather(weights, BLOCK_AXES)      # inside the scan, so that no more than a layer is whole at a time
-    x, kept = adapters.merge(graph, weights)(x, sights[kind], turn, store, key_B, number)
+    kind = pattern[place]
+    x, kept = adapters.merge(graphs[place], weights)(x, sights[kind], turn[kind], store, key_B, number)
     return mesh_lib.constrain(x, 'batch', 'length', None), kept
 
   def period(x, scanned):
     weights, held, repeat = scanned
     seen, stored = [], []
-    for i, kind in enumerate(pattern):
-      x, new = block(x, weights[str(i)], held and held[i], kind, repeat * len(pattern) + i)
+    for i in range(len(pattern)):
+      x, new = block(x, weights[str(i)], held and held[i], i, repeat * len(pattern) + i)
       seen.append(x)
       stored.append(new)
     return x, (jnp.stack(seen) if keep else None, stored)
 
   if config['remat'] != 'none':
-    period = jax.checkpoint(period, policy=REMAT[config['remat']], prevent_cse=False)
+    period = jax.checkpoint(period, policy=parts.REMAT[config['remat']], prevent_cse=False)
   kept, held = [], cache and [cache_lib.layer(cache, number) for number in range(config['layers'])]
   stored = []
   if repeats:
@@ -213,7 +201,7 @@ def _layers(config, params, x, sights, turn, key_B, cache, keep):
     stored = [jax.tree.map(lambda x: x[repeat], each) for repeat in range(repeats) for each in new]
   for i in range(rest):
     number = repeats * len(pattern) + i
-    x, new = block(x, params['rest'][str(i)], cache and held[number], pattern[i], number)
+    x, new = block(x, params['rest'][str(i)], cache and held[number], i, number)
     stored.append(new)
     if keep:
       kept.append(x[None])
@@ -222,12 +210,13 @@ def _layers(config, params, x, sights, turn, key_B, cache, keep):
 
 def _ready_layers(config, params, x, sights, turn, key_B, cache, keep):
   """As `_layers`, one by one, over what `ready` gave: each reads its weights and its part of the cache where they lie."""
-  graph, pattern = _graph(parts.Block, config), config['pattern']
+  pattern, graphs = config['pattern'], [_graph(config, mlp) for mlp in config['mlps']]
   kept, stored = [], []
   for number in range(config['layers']):
     store = _keep_nothing if cache is None else functools.partial(cache_lib.store, cache_lib.layer(cache, number), cache['index'])
-    kind = pattern[number % len(pattern)]
-    x, new = adapters.merge(graph, params['rest'][str(number)])(x, sights[kind], turn, store, key_B, number)
+    place = number % len(pattern)
+    kind = pattern[place]
+    x, new = adapters.merge(graphs[place], params['rest'][str(number)])(x, sights[kind], turn[kind], store, key_B, number)
     kept.append(x)
     stored.append(new)
   return x, jnp.stack(kept) if keep else None, _by_name(stored)

@@ -3,18 +3,21 @@
 Our format is a directory with params.safetensors (weights by path) and model.json ({"format": 1, "model": ..., "config": {...}}),
 written last. The same weights give the same bytes.
 """
+import functools
 import json
 import os
 import pathlib
 import shutil
-from typing import Any, Callable, Iterator, Mapping
+from typing import Any, Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from distill_jax.core import tree
-from distill_jax.models import MODELS, families
+from distill_jax.models import MODELS, tensors
+from distill_jax.models.families import FAMILIES, find
+from distill_jax.models.families.rows import Row
 from distill_jax.models.llama2c import llama2c_tokenizer, read_llama2c  # noqa: F401 (this file is where checkpoints are read)
 
 FORMAT = 1
@@ -25,14 +28,17 @@ Read = tuple[str, dict, dict]
 def read(directory: Path, *, put: Callable[[str, tuple[int, ...], Callable], Any] | None = None) -> Read:
   """(name, config, params) of a checkpoint, ours or a Hugging Face one; params are a nested dict, floats as float32 whatever was stored.
 
-  put(path, shape, piece) -> the weight, where it is to lie; piece(a tuple of slices) reads that part of it from disk, as stored, and
-  nothing else. Default: whole, on the default device.
+  put(path, shape, piece) -> the weight, where it is to lie; piece(a tuple of slices, dtype) reads that part of it from disk, floats as
+  dtype (None: as stored), and nothing else. Default: whole, on the default device.
   `MODELS[name](**config)` is its model. FileNotFoundError: no directory, or a half-written one. ValueError: an architecture or
   format this version does not know, a damaged file, weights that are missing, left over or of another shape.
   """
   directory = pathlib.Path(directory)
-  name, config, family = _about(directory)
-  return name, config, (_read_ours if family is None else _read_hf)(directory, name, config, family, put or _whole)
+  name, config, architecture = _about(directory)
+  shapes = expected(name, config)
+  files, sources = (_our_sources if architecture is None else _their_sources)(directory, config, architecture, shapes)
+  lazy = lambda path: functools.partial(_piece, files, sources[path], config, shapes[path])
+  return name, config, tree.unflatten({path: (put or _whole)(path, shape, lazy(path)) for path, shape in shapes.items()})
 
 
 def read_config(directory: Path) -> tuple[str, dict]:
@@ -57,21 +63,21 @@ def write_hf(
   """Writes config.json, generation_config.json and model.safetensors so that transformers' AutoModelForCausalLM loads the directory.
 
   dtype: what the weights are stored in. tokens: eos_token_id, pad_token_id, bos_token_id. shard_bytes: what is larger becomes several
-  files of at most so much (a tensor is never cut) and an index, as transformers names them. Other files of the directory (a tokenizer) stay. ValueError: no known architecture has the shape of this config.
+  files of at most so much (a tensor is never cut) and an index, as transformers names them. Other files of the
+  directory (a tokenizer) stay. ValueError: no known architecture has the shape of this config.
   """
   config = _full(name, config)
-  family = families.of_config(config)
+  architecture = find.of_config(config)
+  family = FAMILIES[architecture]
   # each is written, null too: what is left out becomes the family's default (Llama's bos 1 and eos 2, GPT-2's 50256) when it is loaded
   tokens = {**dict.fromkeys(('bos_token_id', 'eos_token_id', 'pad_token_id')), **(tokens or {})}
-  flat = _checked(directory, name, config, params)
-  tensors = dict(_theirs(family, config, flat))
-  tensors = {path: tensor.astype(jnp.dtype(dtype)) for path, tensor in tensors.items()}
+  theirs = _theirs(family, config, _checked(directory, name, config, params), jnp.dtype(dtype))
 
   def fill(temporary):
-    _save_shards(temporary, tensors, shard_bytes)
+    _save_shards(temporary, theirs, shard_bytes)
     _save_json(temporary / 'generation_config.json', {key: value for key, value in tokens.items() if value is not None})
     _save_json(temporary / 'config.json', dict(
-        family.config_out(config), architectures=[family.architecture], model_type=family.model_type, dtype=dtype, **tokens))
+        family.config_out(config), architectures=[architecture], model_type=family.model_type, dtype=dtype, **tokens))
 
   _replace(pathlib.Path(directory), fill, marker='config.json')
 
@@ -100,8 +106,8 @@ def _full(name: str, config: Mapping[str, Any]) -> dict:
   return dict(_model(name, config).config)
 
 
-def _about(directory: pathlib.Path) -> tuple[str, dict, families.Family | None]:
-  """(name, config, family of a Hugging Face directory or None for ours), from the marker file."""
+def _about(directory: pathlib.Path) -> tuple[str, dict, str | None]:
+  """(name, config, architecture of a Hugging Face directory or None for ours), from the marker file."""
   if not directory.is_dir():
     raise FileNotFoundError(f'{directory}: no such checkpoint directory; give one with model.json or config.json in it')
   if (directory / 'model.json').is_file():
@@ -111,58 +117,75 @@ def _about(directory: pathlib.Path) -> tuple[str, dict, families.Family | None]:
     return about['model'], _full(about['model'], about['config']), None
   if (directory / 'config.json').is_file():
     hf = _load_json(directory / 'config.json')
-    family = families.of_hf(hf, f'{directory}')
-    return 'transformer', _full('transformer', family.config_in(hf)), family
+    architecture = find.of_hf(hf, f'{directory}')
+    return 'transformer', _full('transformer', find.config_in(architecture, hf)), architecture
   found = sorted(path.name for path in directory.iterdir())
   raise FileNotFoundError(
       f'{directory}: no model.json or config.json in it ({", ".join(found[:5]) or "it is empty"}). The marker file is written last, so '
       'this checkpoint is half written or something else: run the command that makes it again')
 
 
-def _read_ours(directory: pathlib.Path, name: str, config: Mapping[str, Any], _, put: Callable) -> dict:
-  shapes = expected(name, config)
-  with _Files([directory / 'params.safetensors']) as files:
-    _check(f'{directory}', files.shapes(), shapes)
-    return tree.unflatten({path: put(path, shape, lambda index, path=path: files.piece(path, index)) for path, shape in shapes.items()})
+def _our_sources(directory: pathlib.Path, config: Mapping[str, Any], _, shapes: Mapping[str, tuple[int, ...]]):
+  """(open files, where each weight stands in them) of our format."""
+  files = tensors.Files([directory / 'params.safetensors'])
+  _check(f'{directory}', files.shapes(), shapes)
+  return files, {path: [find.Source(path, Row(path, path), ())] for path in shapes}
 
 
-def _read_hf(directory: pathlib.Path, name: str, config: Mapping[str, Any], family: families.Family, put: Callable) -> dict:
-  shapes = expected(name, config)
-  wanted = families.names(family, config, tuple(shapes))
-  skipped = (*family.skipped, *((r'lm_head\.weight',) if config['tied'] else ()))
-  with _Files(_hf_files(directory)) as files:
-    held = files.shapes()
-    bare = not any(name.startswith(family.prefix) for name in held)
-    names = {family.prefix + name if bare and not name.startswith('lm_head') else name: name for name in held}
-    _check_names(f'{directory}', names, {name for rows in wanted.values() for _, name in rows}, skipped)
-
-    def weight(path):
-      shape, stacked = shapes[path], path.startswith('layers/')
-      for row, name in wanted[path]:
-        if (found := families.shape_of_ours(row, held[names[name]])) != shape[stacked:]:
-          raise ValueError(f'{directory}: {name} gives {path} the shape {found}, by config.json it is {shape[stacked:]}')
-
-      def one(row, name, index):
-        piece = files.piece(names[name], families.index_of_theirs(row, held[names[name]], index))
-        return piece.T if row.turned else piece
-
-      def piece(index):
-        if not stacked:
-          return one(*wanted[path][0], index)
-        return np.stack([one(row, name, index[1:]) for row, name in wanted[path][index[0]]])
-      return put(path, shape, piece)
-
-    return tree.unflatten({path: weight(path) for path in shapes})
+def _their_sources(directory: pathlib.Path, config: Mapping[str, Any], architecture: str, shapes: Mapping[str, tuple[int, ...]]):
+  """(open files, where each weight stands in them) of a Hugging Face directory."""
+  family = FAMILIES[architecture]
+  wanted = find.sources(family, config, tuple(shapes))
+  files = tensors.Files(_hf_files(directory))
+  needed = {source.name for sources in wanted.values() for source in sources}
+  held = {name if name in needed or family.prefix + name not in needed else family.prefix + name: name for name in files.shapes()}
+  skipped = (*family.skipped, *((r'(lm_head|embed_out)\.weight',) if config['tied'] else ()))
+  _check_names(f'{directory}', held, needed, skipped)
+  for path, sources in wanted.items():
+    for source in sources:
+      found = files[held[source.name]].shape
+      if found != (right := find.shape_of_theirs(source.row, config, shapes[path][len(source.place):])):
+        raise ValueError(f'{directory}: weight {source.name!r} has shape {found}, by config.json it is {right}')
+  return files, {path: [source._replace(name=held[source.name]) for source in sources] for path, sources in wanted.items()}
 
 
-def _theirs(family: families.Family, config: Mapping[str, Any], flat: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
-  """(name, tensor) of theirs from our weights."""
-  parts: dict[str, dict] = {}
-  for path, rows in families.names(family, config, tuple(flat)).items():
-    for index, (row, name) in enumerate(rows):
-      parts.setdefault(name, {})[row.part] = row, flat[path][index] if path.startswith('layers/') else flat[path]
-  for name, rows in parts.items():
-    yield name, families.theirs(rows)
+def _piece(files: tensors.Files, sources: Sequence[find.Source], config: Mapping[str, Any], shape: tuple[int, ...],
+           index: tuple[slice, ...], dtype=None) -> np.ndarray:
+  """That part of a weight of `shape`, floats as `dtype`; what lies elsewhere is not read."""
+  index = tuple(slice(*part.indices(size)[:2]) for part, size in zip(index, shape))
+  stored = files[sources[0].name].dtype
+  cast = dtype is not None and jnp.issubdtype(stored, jnp.floating)
+  out = tensors.empty([part.stop - part.start for part in index], dtype if cast else stored)
+  jobs = []
+  for source in sources:
+    lead, rest = index[:len(source.place)], index[len(source.place):]
+    if all(part.start <= at < part.stop for part, at in zip(lead, source.place)):
+      target = out[tuple(at - part.start for part, at in zip(lead, source.place))]
+      jobs += _jobs(target, files[source.name], source.row, config, rest, shape[-1])
+  tensors.fill(jobs)
+  return out
+
+
+def _jobs(ours: np.ndarray, theirs: np.ndarray, row: Row, config: Mapping[str, Any], index: tuple[slice, ...], wide: int):
+  """Pairs of views, ours and theirs, that hold the same numbers. index: where `ours` stands in the weight, whose last axis is `wide`."""
+  if not index:
+    return [(ours.reshape(1), theirs.reshape(1))]
+  theirs = theirs.T if row.turned else theirs
+  return [(ours[..., at:at + size], theirs[(*index[:-1], slice(start, start + size))])
+          for at, start, size in find.spans(find.cut_of(row, config, wide), index[-1].start, index[-1].stop)]
+
+
+def _theirs(family, config: Mapping[str, Any], flat: Mapping[str, np.ndarray], dtype) -> dict[str, np.ndarray]:
+  """Tensors of theirs by name, floats as `dtype`."""
+  out: dict[str, np.ndarray] = {}
+  for path, sources in find.sources(family, config, tuple(flat)).items():
+    for source in sources:
+      ours = flat[path][source.place]
+      if source.name not in out:
+        out[source.name] = np.empty(find.shape_of_theirs(source.row, config, ours.shape), dtype)
+      whole = tuple(slice(0, size) for size in ours.shape)
+      tensors.fill([(theirs, part) for part, theirs in _jobs(ours, out[source.name], source.row, config, whole, ours.shape[-1])])
+  return out
 
 
 def _hf_files(directory: pathlib.Path) -> list[pathlib.Path]:
@@ -170,58 +193,25 @@ def _hf_files(directory: pathlib.Path) -> list[pathlib.Path]:
   if index.is_file():
     return [directory / name for name in sorted(set(_load_json(index)['weight_map'].values()))]
   if not (directory / 'model.safetensors').is_file():
-    found = sorted(path.name for path in directory.glob('*.bin')) + sorted(path.name for path in directory.glob('*.safetensors'))
+    found = sorted(path.name for path in directory.iterdir() if path.suffix in ('.bin', '.pt', '.pth', '.h5', '.msgpack', '.safetensors'))
     raise FileNotFoundError(
         f'{directory}: config.json but no model.safetensors (weights found: {", ".join(found) or "none"}). Either the directory is half '
-        'written or copied, or its weights are in another format: save it again with transformers, save_pretrained writes safetensors')
+        'written or copied, or its weights are in another format; pickled ones can run any code and are never opened. Save it again with '
+        'transformers where you trust it: save_pretrained writes safetensors')
   return [directory / 'model.safetensors']
 
 
-class _Files:
-  """Open safetensors files as one mapping of tensors, read one at a time."""
-
-  def __init__(self, paths):
-    from safetensors import SafetensorError, safe_open
-    self._where, self._open = {}, []
-    for path in paths:
-      if not path.is_file():
-        raise FileNotFoundError(f'{path}: missing; the checkpoint is half written or half copied, make or copy it again')
-      try:
-        self._open.append(safe_open(path, 'np').__enter__())
-      except SafetensorError as error:
-        raise ValueError(f'{path}: cut short or damaged ({error}); make or copy it again') from error
-      self._where.update({name: self._open[-1] for name in self._open[-1].keys()})
-
-  def __enter__(self):
-    return self
-
-  def __exit__(self, *error):
-    for file in self._open:
-      file.__exit__(*error)
-
-  def shapes(self) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(file.get_slice(name).get_shape()) for name, file in self._where.items()}
-
-  def piece(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
-    """That part of a tensor, read by itself."""
-    held = self._where[name]
-    shape = held.get_slice(name).get_shape()
-    if all(part.indices(size) == (0, size, 1) for part, size in zip(index, shape)):
-      return held.get_tensor(name)
-    return held.get_slice(name)[tuple(slice(*part.indices(size)[:2]) for part, size in zip(index, shape))]
-
-
 def _whole(path: str, shape: tuple[int, ...], piece: Callable) -> jax.Array:
-  array = piece((slice(None),) * len(shape))
-  return jnp.asarray(array, jnp.float32 if jnp.issubdtype(array.dtype, jnp.floating) else array.dtype)
+  return jnp.asarray(piece((slice(None),) * len(shape), np.float32))
 
 
 def _check_names(where: str, found, wanted, skipped=()) -> None:
-  if missing := sorted(set(wanted) - set(found)):
-    raise ValueError(f'{where}: {len(missing)} weights are missing, first {missing[0]!r}; the file does not belong to this config')
+  missing = sorted(set(wanted) - set(found))
   extra = sorted(name for name in set(found) - set(wanted) if not tree.matches(name, skipped))
-  if extra:
-    raise ValueError(f'{where}: {len(extra)} weights too many, first {extra[0]!r}; the file does not belong to this config')
+  for names, what in ((missing, 'missing'), (extra, 'too many')):
+    if names:
+      raise ValueError(f'{where}: {len(names)} weights {"are " * (names is missing)}{what}, first {", ".join(map(repr, names[:3]))}; '
+                       'the file does not belong to this config')
 
 
 def _check(where: str, found: Mapping[str, tuple[int, ...]], shapes: Mapping[str, tuple[int, ...]]) -> None:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from decoder_shapes import ALL, BOTH, GPT2, LLAMA, MIXED
+from decoder_shapes import ALL, BOTH, EXPERTS, GEMMA, GPT2, GPT_J, LLAMA, MIXED, NEWER
 
 from distill_jax.core import tree
 from distill_jax.models import MODELS
@@ -14,6 +14,7 @@ from distill_jax.models.transformer import transformer
 
 shapes = pytest.mark.parametrize('shape', BOTH.values(), ids=BOTH)
 all_shapes = pytest.mark.parametrize('shape', ALL.values(), ids=ALL)
+with_newer = pytest.mark.parametrize('shape', [*ALL.values(), *NEWER.values()], ids=[*ALL, *NEWER])
 
 
 @functools.lru_cache
@@ -48,14 +49,14 @@ def test_equal_keywords_are_one_model_that_jit_takes_as_static():
   assert apply._cache_size() == before
 
 
-@all_shapes
+@with_newer
 def test_every_weight_matches_one_row_of_axes(shape):
   model = transformer(**shape)
   params = _params(model)
   axes = tree.flatten(tree.axes_of(params, model.axes))
   assert set(axes) == set(tree.flatten(params))
   assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
-  assert axes['embed/tokens'] == ('vocab', 'embed') and axes['layers/0/mlp/down/kernel'] == ('layer', 'mlp', 'embed')
+  assert axes['embed/tokens'] == ('vocab', 'embed') and axes['layers/0/attention/q/kernel'] == ('layer', 'embed', 'heads')
 
 
 def test_paths_of_weights():
@@ -91,7 +92,7 @@ def test_later_tokens_do_not_reach_earlier_ones(shape):
   assert np.abs(one[:, 6:] - two[:, 6:]).max() > 1e-2
 
 
-@all_shapes
+@with_newer
 def test_packed_is_unpacked(shape):
   model = transformer(**shape)
   a, b = tokens(0, 1, 5), tokens(1, 1, 4)
@@ -159,8 +160,8 @@ def test_layers_are_what_leaves_each_block(shape):
     model.apply(params, batch, want=('attention',))
 
 
-@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
-@all_shapes
+@pytest.mark.parametrize('shape, dtype', [(shape, dtype) for dtype in ('float32', 'bfloat16') for shape in ALL.values()] + [
+    (shape, 'float32') for shape in NEWER.values()])
 def test_decoding_with_a_cache_is_the_whole_forward(shape, dtype):
   model = transformer(**shape, dtype=dtype)
   params = _params(model)
@@ -184,8 +185,8 @@ def test_decoding_with_a_cache_is_the_whole_forward(shape, dtype):
   assert out['cache']['index'] == 9
 
 
-@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
-@all_shapes
+@pytest.mark.parametrize('shape, dtype', [(shape, dtype) for dtype in ('float32', 'bfloat16') for shape in ALL.values()] + [
+    (EXPERTS, 'float32')])
 def test_params_made_ready_for_decoding_are_the_same_network(shape, dtype):
   """Layer by layer and cast once: with a cache and without, and what leaves each block."""
   model = transformer(**shape, dtype=dtype)
@@ -248,10 +249,25 @@ def test_dropout_of_a_row_does_not_depend_on_the_cut(shape):
 @pytest.mark.parametrize('wrong, message', [
     (dict(norm='batch'), "norm='batch'; choose one of rms, layer"),
     (dict(positions='alibi'), 'rope, learned'),
-    (dict(activation='relu'), 'silu, gelu_tanh, gelu'),
+    (dict(activation='elu'), 'silu, gelu_tanh, gelu, relu'),
     (dict(remat='some'), 'none, full, dots'),
     (dict(kv_heads=3), 'kv_heads=3 does not divide heads=4'),
     (dict(head_dim=7), 'head_dim=7 is odd'),
+    (dict(rotary=dict(share=0.4)), '3 of head_dim=8 is odd'),
+    (dict(rotary=dict(theta=3.0)), "no 'theta'; it takes share, interleaved"),
+    (dict(rotary=dict(scaling=dict(kind='yarn'))), "'yarn'; choose one of linear, llama3, longrope"),
+    (dict(rotary=dict(scaling=dict(kind='linear', factors=2.0))), "'linear' takes factor, got factors"),
+    (dict(rotary=dict(share=0.5), positions='learned'), 'it belongs to rope'),
+    (dict(position_offset=2), 'it belongs to learned'),
+    (dict(parallel='both'), 'none, one_norm, two_norms'),
+    (dict(parallel='one_norm', post_norms=True), 'no block has both'),
+    (dict(head_bias=True), 'a tied head has no bias'),
+    (dict(mlps=('experts',)), 'experts=None with mlps'),
+    (dict(mlps=('sparse',)), 'sparse.*dense or experts'),
+    (dict(experts=dict(count=4, chosen=2, width=8, normed=True)), "mlps=.'dense',"),
+    (dict(mlps=('experts',), experts=dict(count=4, chosen=2)), 'chosen, count, normed, width'),
+    (dict(mlps=('experts',), experts=dict(count=4, chosen=5, width=8, normed=True)), '1 <= chosen <= count'),
+    (dict(mlps=('experts',), experts=dict(count=4, chosen=2, width=8, normed=True), mlp_bias=True), 'experts are gated'),
     (dict(pattern=('global', 'far')), 'far.*global or local'),
     (dict(pattern=()), 'at least one'),
     (dict(pattern=('local',)), 'window=None'),
@@ -260,11 +276,28 @@ def test_dropout_of_a_row_does_not_depend_on_the_cut(shape):
     (dict(layers=0), 'layers=0 must be at least 1'),
     (dict(heads=0), 'heads=0 must be at least 1'),
     (dict(init='zeros'), 'normal, fan_in'),
-    (dict(attention_bias='q'), 'True, False, qkv'),
+    (dict(attention_bias='q'), 'True, False, qkv, o'),
 ])
 def test_keywords_that_make_no_model(wrong, message):
   with pytest.raises(ValueError, match=message):
     transformer(**{**LLAMA, **wrong})
+
+
+@with_newer
+def test_a_config_goes_through_json(shape):
+  model = transformer(**shape)
+  assert model is transformer(**json.loads(json.dumps(dict(model.config)))) and hash(model.config)
+
+
+def test_what_a_cap_and_a_bias_of_the_head_do():
+  model, plain = transformer(**GEMMA), transformer(**{**GEMMA, 'head_cap': None})
+  batch = dict(tokens=tokens(0, 2, 7))
+  capped, free = (apply(one, _params(model), batch)['logits'] for one in (model, plain))
+  np.testing.assert_allclose(capped, 6 * np.tanh(np.asarray(free) / 6), atol=1e-5)
+  params = _params(transformer(**GPT_J))
+  moved = {**params, 'head': {**params['head'], 'bias': params['head']['bias'] + 1}}
+  one, two = (apply(transformer(**GPT_J), each, batch)['logits'] for each in (params, moved))
+  np.testing.assert_allclose(one + 1, two, atol=1e-5)
 
 
 def test_an_unknown_keyword_is_a_type_error():
