@@ -52,7 +52,7 @@ def write(directory: Path, name: str, config: Mapping[str, Any], params: Mapping
 
   def fill(temporary):
     _save(temporary / 'params.safetensors', flat, {})
-    _save_json(temporary / 'model.json', dict(format=FORMAT, model=name, config=_full(name, config)))
+    _save_json(temporary / 'model.json', dict(format=FORMAT, model=name, config=full(name, config)))
 
   _replace(pathlib.Path(directory), fill, marker='model.json')
 
@@ -66,7 +66,7 @@ def write_hf(
   files of at most so much (a tensor is never cut) and an index, as transformers names them. Other files of the
   directory (a tokenizer) stay. ValueError: no known architecture has the shape of this config.
   """
-  config = _full(name, config)
+  config = full(name, config)
   architecture = find.of_config(config)
   family = FAMILIES[architecture]
   # each is written, null too: what is left out becomes the family's default (Llama's bos 1 and eos 2, GPT-2's 50256) when it is loaded
@@ -101,7 +101,7 @@ def _model(name: str, config: Mapping[str, Any]):
   return MODELS[name](**config)
 
 
-def _full(name: str, config: Mapping[str, Any]) -> dict:
+def full(name: str, config: Mapping[str, Any]) -> dict:
   """The config with its defaults filled in."""
   return dict(_model(name, config).config)
 
@@ -114,11 +114,11 @@ def _about(directory: pathlib.Path) -> tuple[str, dict, str | None]:
     about = _load_json(directory / 'model.json')
     if about.get('format', 0) > FORMAT:
       raise ValueError(f'{directory}: model.json has format {about["format"]}, this version reads up to {FORMAT}; update distill_jax')
-    return about['model'], _full(about['model'], about['config']), None
+    return about['model'], full(about['model'], about['config']), None
   if (directory / 'config.json').is_file():
     hf = _load_json(directory / 'config.json')
     architecture = find.of_hf(hf, f'{directory}')
-    return 'transformer', _full('transformer', find.config_in(architecture, hf)), architecture
+    return 'transformer', full('transformer', find.config_in(architecture, hf)), architecture
   found = sorted(path.name for path in directory.iterdir())
   raise FileNotFoundError(
       f'{directory}: no model.json or config.json in it ({", ".join(found[:5]) or "it is empty"}). The marker file is written last, so '

@@ -8,7 +8,8 @@ import numpy as np
 from distill_jax.compress import lora as lora_lib
 from distill_jax.core import marks, tree
 from distill_jax.core.types import Model
-from distill_jax.models import families, weights
+from distill_jax.models import weights
+from distill_jax.models.families import FAMILIES, find
 
 ABOUT, HELD = 'adapter.json', 'adapter.safetensors'
 
@@ -36,7 +37,7 @@ def read(directory: pathlib.Path, model: Model, put: Callable) -> dict[str, Any]
       if held != shapes:
         wrong = sorted(path for path in {*held, *shapes} if held.get(path) != shapes.get(path))[0]
         raise ValueError(f'{directory / HELD}: {wrong} has shape {held.get(wrong)}, by {ABOUT} it is {shapes.get(wrong)}')
-      piece = lambda path: lambda index: file.get_tensor(path)[index]
+      piece = lambda path: lambda index, dtype=None: file.get_tensor(path)[index].astype(dtype or np.float32)
       return tree.unflatten({path: put(path, shape, piece(path)) for path, shape in shapes.items()})
   except (OSError, SafetensorError) as error:
     raise ValueError(f'{directory / HELD}: missing, cut short or damaged ({error}); make or copy the directory again') from error
@@ -55,19 +56,18 @@ def write_peft(directory: pathlib.Path, name: str, config: Mapping[str, Any], ad
   """
   from safetensors.numpy import save_file
   settings, config = config['lora'], {key: value for key, value in config.items() if key != 'lora'}
-  family = families.of_config(config)
+  family = FAMILIES[find.of_config(config)]
   flat = {path: np.asarray(leaf, np.float32) for path, leaf in tree.flatten(adapters).items()}
   tensors, ranks, found, turned = {}, {}, {}, set()
   for module, (below, rows) in _modules(family, name, config).items():
-    chosen = sorted((part or 0, part) for part, held in rows.items() if f'{held.place}/lora_a' in flat)
-    blocks = [_block(rows, part, flat) for _, part in chosen]
+    blocks = [_block(held, config, flat) for held in rows if f'{held.place}/lora_a' in flat]
     if not blocks:
       continue
     tensors[f'base_model.model.{module}.lora_A.weight'] = np.ascontiguousarray(np.concatenate([a for a, _ in blocks]))
     tensors[f'base_model.model.{module}.lora_B.weight'] = np.ascontiguousarray(np.concatenate([b for _, b in blocks], axis=1))
     found.setdefault(below, []).append(module)
     ranks[below] = len(blocks)
-    turned |= {held.row.turned for held in rows.values()}
+    turned |= {held.source.row.turned for held in rows}
   everywhere = all(len(modules) == config['layers'] for modules in found.values())
   grown = {below: count for below, count in ranks.items() if count > 1}
   alpha = lambda count: _number(settings['alpha'] * (count if settings['scaling'] == 'lora' else count ** 0.5))
@@ -85,27 +85,29 @@ def _number(x: float) -> float | int:
 
 
 class _Held(NamedTuple):
-  """A map of ours inside a tensor of theirs. index: on the stacked axis, None where there is none; wide: its outputs."""
-  row: families.Row
+  """A map of ours inside a tensor of theirs. place: its path; wide: its outputs."""
+  source: find.Source
   place: str
-  index: int | None
   wide: int
 
 
-def _modules(family: families.Family, name: str, config: Mapping[str, Any]) -> dict[str, tuple[str, dict[Any, _Held]]]:
-  """{their module: (its name below a layer, {part of it: map of ours})} of every kernel of the blocks."""
+def _modules(family, name: str, config: Mapping[str, Any]) -> dict[str, tuple[str, list[_Held]]]:
+  """{their module: (its name below a layer, maps of ours in it)} of every kernel of the blocks."""
   shapes = {path: shape for path, shape in weights.expected(name, config).items() if path.endswith('/kernel') and path.startswith(('layers/', 'rest/'))}
-  out: dict[str, tuple[str, dict[Any, _Held]]] = {}
-  for path, rows in families.names(family, config, tuple(shapes)).items():
-    for index, (row, theirs) in enumerate(rows):
-      _, parts = out.setdefault(theirs.removesuffix('.weight'), (row.theirs.partition('{}.')[2].removesuffix('.weight'), {}))
-      parts[row.part] = _Held(row, path.removesuffix('/kernel'), index if path.startswith('layers/') else None, shapes[path][-1])
+  out: dict[str, tuple[str, list[_Held]]] = {}
+  for path, sources in find.sources(family, weights.full(name, config), tuple(shapes)).items():
+    for source in sources:
+      below = source.row.theirs.partition('{layer}.')[2].removesuffix('.weight')
+      _, held = out.setdefault(source.name.removesuffix('.weight'), (below, []))
+      held.append(_Held(source, path.removesuffix('/kernel'), shapes[path][-1]))
   return out
 
 
-def _block(rows: Mapping[Any, _Held], chosen: Any, flat: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def _block(held: _Held, config: Mapping[str, Any], flat: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
   """(A [rank, in], B [outputs of their tensor, rank]) of one of the maps that their tensor holds: zeros at the others."""
-  row, place, index, _ = rows[chosen]
-  a, b = (flat[f'{place}/{name}'] if index is None else flat[f'{place}/{name}'][index] for name in ('lora_a', 'lora_b'))
-  whole = families.theirs({part: (held.row, b if part == chosen else np.zeros((len(b), held.wide), np.float32)) for part, held in rows.items()})
-  return a.T, whole if row.turned else whole.T
+  a, b = (flat[f'{held.place}/{name}'][held.source.place] for name in ('lora_a', 'lora_b'))
+  cut = find.cut_of(held.source.row, config, held.wide)
+  whole = np.zeros((cut.total, len(b)), np.float32)
+  for ours, theirs, size in find.spans(cut, 0, held.wide):
+    whole[theirs:theirs + size] = b[:, ours:ours + size].T
+  return a.T, whole
