@@ -202,7 +202,7 @@ def _hf_files(directory: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _whole(path: str, shape: tuple[int, ...], piece: Callable) -> jax.Array:
-  return jnp.asarray(piece((slice(None),) * len(shape), np.float32))
+  return jax.device_put(piece((slice(None),) * len(shape), np.float32))      # on CPU it takes the memory over
 
 
 def _check_names(where: str, found, wanted, skipped=()) -> None:

@@ -151,7 +151,7 @@ def ruled(model, rules):
 def _putter(model, mesh, rules, dtype: str):
   """`put` of weights.read: each weight straight onto the mesh, piece by piece, floats as `dtype`."""
   if mesh is None:
-    return lambda path, shape, piece: jax.numpy.asarray(piece((slice(None),) * len(shape), np.dtype(dtype)))
+    return lambda path, shape, piece: jax.device_put(piece((slice(None),) * len(shape), np.dtype(dtype)))
   where = tree.flatten(mesh_lib.of_params(mesh, jax.eval_shape(model.init, jax.random.key(0)), model.axes, rules))
   return lambda path, shape, piece: jax.make_array_from_callback(shape, where[path], lambda index: piece(index, np.dtype(dtype)))
 

@@ -24,7 +24,7 @@ THEIRS = dict(
     gpt2=('GPT2', dict(GPT, n_layer=2)),
     gpt2_untied=('GPT2', dict(GPT, n_layer=2, n_inner=80, tie_word_embeddings=False, activation_function='gelu', layer_norm_epsilon=1e-6)),
     gpt_neo=('GPTNeo', dict(vocab_size=VOCAB, hidden_size=32, num_layers=4, num_heads=4, attention_types=[[['global', 'local'], 2]],
-                            window_size=8, max_position_embeddings=128, initializer_range=0.1)),
+                            window_size=8, max_position_embeddings=128, initializer_range=0.2)),
     gpt_j=('GPTJ', dict(GPT, n_layer=2, n_head=2, rotary_dim=6)),
     gpt_neox=('GPTNeoX', dict(NEOX, rope_parameters=dict(rope_type='default', rope_theta=500.0, partial_rotary_factor=0.25))),
     gpt_neox_sequential=('GPTNeoX', dict(NEOX, use_parallel_residual=False, attention_bias=False)),
