@@ -259,3 +259,26 @@ def test_the_config_is_read_as_older_files_say_it(kind):
   if 'num_local_experts' in hf and 'moe_intermediate_size' in hf:
     hf['num_experts'] = hf.pop('num_local_experts')
   assert MODELS['transformer'](**find.config_in(architecture, hf)).config == MODELS['transformer'](**made.config).config
+
+
+def test_ids_that_the_tokenizer_does_not_have(tmp_path):
+  """An embedding longer than the vocabulary, as Qwen's: read, written as it was, and its last ids are never drawn, likely as they are."""
+  from distill_jax.core import keys
+  from distill_jax.core.types import Role
+  from distill_jax.data import text as text_lib
+  from distill_jax.decode import sample
+  text_of = text_lib.train_bpe(['a'], size=258)
+  shape = dict(vocab_size=320, width=16, layers=1, heads=2, mlp_width=16, max_length=64, attention_bias='qkv', tied=False)
+  params = MODELS['transformer'](**shape).init(jax.random.key(0))
+  liked = params['head']['kernel'].at[:, 300:].multiply(200.0)
+  weights.write_hf(tmp_path, 'transformer', shape, {**params, 'head': dict(kernel=liked)})
+  name, config, read = weights.read(tmp_path)
+  assert read['embed']['tokens'].shape == (320, 16) and config['architecture'] == 'Qwen2ForCausalLM'
+  model = MODELS[name](**config)
+  logits = run(model)(read, np.zeros((1, 4), np.int32))[0]
+  assert (np.argmax(logits, -1) >= 300).any()
+  role = Role(model, text_of, read)
+  for temperature in (0.0, 5.0):
+    texts, _ = sample.write(role, read, ['ab', 'c'], [keys.content_id(i) for i in range(2)], jax.random.key(1), max_new_tokens=24,
+                            temperature=temperature)
+    assert max(int(one['tokens'].max()) for several in texts for one in several) < text_of.vocab_size
