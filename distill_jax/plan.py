@@ -21,18 +21,21 @@ import jax
 
 from distill_jax import main as main_lib
 from distill_jax import plan_table
-from distill_jax.core import chips, hlo
-from distill_jax.stages import estimates, programs
+from distill_jax.core import chips, hlo, live
+from distill_jax.stages import estimates, memory, programs
 
 _TOPOLOGY = flags.DEFINE_list('topology', None, 'Slices to plan for: v4, v5e, v5p or v6e with their size, as v6e:16x16; or cpu:8.')
 _JSON = flags.DEFINE_string('json', None, 'Also write everything that was found to this file.')
 _PROMPT = flags.DEFINE_integer('prompt', programs.PROMPT, 'Tokens of the longest prompt of generate and evaluate stages.', lower_bound=16)
-TRIES = 3      # changes that are compiled, of those that are predicted to fit
+TRIES = 3      # changes that are compiled, of those that by a rough estimate may fit
 
 
 class Compiled(NamedTuple):
-  """What the compiler says of a program, on one chip. parts: of memory, bytes; error: why there is no program."""
+  """A program on one chip. parts: of memory, bytes, by the compiler's analysis, peak: the most of them that hold something at once, by the
+  same; held, work: read from the program; error: why there is no program."""
   parts: Mapping[str, float]
+  peak: float
+  held: live.Peak | None
   work: hlo.Work | None
   xla: Mapping[str, float]
   seconds: float
@@ -52,29 +55,39 @@ def compile_program(program: programs.Program) -> Compiled:
     used = re.search(r'Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm', message)
     size = float(used[1]) * 1024 ** ('KMGT'.index(used[2]) + 1) if used else float('nan')
     said = f'needs {used[1]}{used[2]} of {used[3]}{used[4]}' if used else f'the compiler fails: {message.splitlines()[0][:300]}'
-    return Compiled(dict(together=size), None, {}, time.perf_counter() - began, said)
-  memory, cost = made.memory_analysis(), made.cost_analysis() or {}
-  parts = dict(arguments=memory.argument_size_in_bytes, results=memory.output_size_in_bytes - memory.alias_size_in_bytes,
-               temporaries=memory.temp_size_in_bytes)
-  work = hlo.read(made.as_text(), unknown=program.rounds)
+    return Compiled(dict(together=size), size, None, None, {}, time.perf_counter() - began, said)
+  said, cost = made.memory_analysis(), made.cost_analysis() or {}
+  parts = dict(arguments=said.argument_size_in_bytes, results=said.output_size_in_bytes - said.alias_size_in_bytes,
+               temporaries=said.temp_size_in_bytes)
+  together, platform = float(sum(parts.values())), program.mesh.devices.flat[0].platform
+  text = made.as_text()
+  work, held = hlo.read(text, unknown=program.rounds), live.read(text, platform=platform)
   xla = {name: cost[key] for name, key in (('flops', 'flops'), ('bytes', 'bytes accessed')) if key in cost}
-  return Compiled({**parts, 'together': float(sum(parts.values()))}, work, xla, time.perf_counter() - began)
+  # on CPU the analysis leaves temporaries out of its peak
+  peak = float(said.peak_memory_in_bytes) if platform == 'tpu' else together
+  return Compiled({**parts, 'together': together}, peak, held, work, xla, time.perf_counter() - began)
 
 
 def measure(program: programs.Program, chip: chips.Chip | None) -> dict[str, Any]:
-  """Everything about one program, as plain data."""
-  compiled, predicted = compile_program(program), estimates.predict(program)
+  """Everything about one program, as plain data.
+
+  total: what the program needs by the compiler's analysis, with what lies beside it. peak: what holds something at once, by the same.
+  predicted: the same read from the program, by part; difference: from `peak`. rough: from shapes alone, before compiling.
+  """
+  compiled = compile_program(program)
   held = {name: programs.bytes_of(part) for name, part in program.parts.items()}
   beside = {name: programs.bytes_of(part) for name, part in program.beside.items()}
-  total, guess = compiled.parts['together'] + sum(beside.values()), sum(predicted.values())
+  around = sum(beside.values())
+  total = compiled.parts['together'] + around
   out = dict(
       step=program.kind, mesh={axis: size for axis, size in program.mesh.shape.items() if size > 1}, groups=program.groups,
-      tokens=program.tokens, held=held, beside=beside, compiler=compiled.parts, total=total, predicted=predicted, predicted_total=guess,
-      difference=guess / total - 1, compile_seconds=compiled.seconds,
+      tokens=program.tokens, held=held, beside=beside, compiler=compiled.parts, total=total, peak=compiled.peak + around,
+      rough=sum(estimates.rough(program).values()), compile_seconds=compiled.seconds,
       model_flops=estimates.model_flops(program), error=compiled.error,
       fits=None if chip is None else compiled.error is None and total <= chip.memory - chips.RESERVED)
   if compiled.work is not None:
-    work = compiled.work
+    work, predicted = compiled.work, {**memory.split(program, compiled.held), **({'beside': float(around)} if around else {})}
+    out.update(predicted=predicted, predicted_total=sum(predicted.values()), difference=sum(predicted.values()) / out['peak'] - 1)
     out.update(flops=work.flops, bytes=work.bytes, collectives={c.kind: dict(count=c.count, bytes=c.bytes) for c in work.collectives},
                loops_by_data=work.assumed, rounds=program.rounds, xla_without_loops=compiled.xla)
     if chip is not None:

@@ -3,6 +3,10 @@ from typing import Any, Mapping, Sequence
 
 WIDTH = 100
 GIB = 2 ** 30
+# column: parts of stages/memory.py
+PARTS = {'params': ('params',), 'moments': ('optimiser',), 'in, out': ('memory', 'cache', 'rows', 'arguments', 'results'), 'beside': ('beside',),
+         'copies': ('weights',), 'grads': ('gradients',), 'acts': ('activations',), 'logits': ('logits',), 'attn': ('attention',),
+         'rest': ('update', 'working')}
 
 
 def _console():
@@ -51,19 +55,19 @@ def show(plan: Mapping[str, Any]) -> None:
   console.print(f'\n[bold]{plan["topology"]}[/bold]: {plan["chips"]} devices of {told}')
   unit = (GIB, 'GiB') if any(row.get('total', 0) > GIB / 4 for _, row in _rows(plan)) else (2 ** 20, 'MiB')
   gib = lambda size: _of(size, unit[0])
-  memory = _table((f'{unit[1]} a chip', 'fits', 'total', 'params', 'moments', 'data', 'beside', 'results', 'temps', 'predicted'))
+  memory = _table((f'{unit[1]} a chip', 'fits', 'needed', 'at peak', 'predicted', 'off by'))
+  parts = _table((f'{unit[1]} at peak', *PARTS))
   for name, row in _rows(plan):
     fits = {None: '?', True: 'yes', False: '[red]no[/red]'}[row['fits']]
     if 'refused' in row:
       memory.add_row(name, fits)
       continue
-    held, compiler = row['held'], row['compiler']
-    known = 'arguments' in compiler
-    memory.add_row(
-        name, fits, gib(row['total']), gib(held.get('params', 0)), gib(held.get('optimiser', 0)),
-        gib(held.get('rows', 0) + held.get('cache', 0)), gib(sum(row['beside'].values())), gib(compiler['results']) if known else '?', gib(compiler['temporaries']) if known else '?',
-        f'{gib(row["predicted_total"])} {100 * row["difference"]:+.0f}%' if row['total'] == row['total'] else gib(row['predicted_total']))
+    off = (gib(row['peak']), gib(row['predicted_total']), f'{100 * row["difference"]:+.1f}%') if 'predicted' in row else ('?', f'roughly {gib(row["rough"])}', '')
+    memory.add_row(name, fits, gib(row['total']) if row['total'] == row['total'] else '?', *off)
+    if 'predicted' in row:
+      parts.add_row(name, *(gib(sum(row['predicted'].get(one, 0) for one in ones)) for ones in PARTS.values()))
   console.print(memory)
+  console.print(parts)
   work = _table(('a call, a chip', 'FLOP', 'HBM', 'links', 'ms', 'bound by', 'tokens/s', 'MFU', 'compiled'))
   for name, row in _rows(plan):
     if 'flops' not in row:
@@ -100,8 +104,11 @@ def explain(plans: Sequence[Mapping[str, Any]]) -> None:
   origins = list(dict.fromkeys(origin for plan in plans for origin in plan['shapes_from']))
   console.print(
       '\nShapes: ' + '; '.join(origins) + '.\n'
-      'Memory: the compiler\'s own analysis, and beside it what lies on the chip meanwhile (params as loaded, the pool of caches); predicted: '
-      'by formula, from shapes alone, with its difference.\n'
+      'Memory: needed: the compiler\'s analysis (arguments, results, temporaries as it packs them), and beside it what lies on the chip meanwhile '
+      '(params as loaded, the pool of caches); it decides what fits. At peak: the most that holds something at once, by the same analysis. Predicted: '
+      'the same, read from the compiled program: every buffer with its size, tiles included, from the instruction that makes it to the last that '
+      'uses it; no total of the compiler\'s enters. Its parts: in, out (rows, caches, results), copies of weights (whole, narrower), gradients, acts (kept for the backward pass), logits '
+      'and what a loss makes of them, attn (scores), rest.\n'
       'FLOP: matrix products as compiled, recomputation included; HBM: bytes between fusions and memory; both read from the program with loops '
       'counted as often as they run (loops of a length known only at run time: at their most).\n'
       'ms, tokens/s, MFU: a roofline, so a bound: no step is faster. Rows count as full. MFU: operations that the models need, without '

@@ -34,6 +34,7 @@ def test_a_plan_on_a_cpu_has_no_roofline_and_says_so(planned, capsys):
   assert row['flops'] * 8 > row['model_flops'] > 0 and row['bytes'] > 0
   assert row['collectives']['all-gather']['count'] > 1
   assert row['total'] == sum(row['compiler'][name] for name in ('arguments', 'results', 'temporaries'))
+  assert row['predicted_total'] == sum(row['predicted'].values()) == pytest.approx(row['peak'], rel=0.05)
   assert json.loads(json.dumps(planned)) == planned
   plan_table.show(planned)
   plan_table.explain([planned])
@@ -51,7 +52,7 @@ def test_a_step_that_does_not_fit_is_shown_with_what_makes_it_fit(capsys):
   made['how']['microbatches'] = 2
   half = plan.measure(*programs.programs_of(made, 'distill', jax.devices()), None)
   made['how']['microbatches'] = 1
-  where = eight(max(half['total'], half['predicted_total'] / 0.97) * 1.02)
+  where = eight(max(half['total'], half['rough']) * 1.02)
   assert where.chip.memory - chips.RESERVED < whole['total']
   found = plan.plan(made, where, only='distill')
   first, *others = found['stages'][0]['rows']
@@ -114,6 +115,7 @@ def test_with_the_compiler_of_the_chip(topology):
   assert [row['step'] for row in rows] == ['read', 'write', 'label', 'train', 'read', 'write']
   for row in rows:
     assert row['fits'] is True and 0 < row['roofline']['mfu'] < 1 and row['flops'] > 0
+    assert abs(row['difference']) < 0.05 and row['peak'] <= 1.05 * row['total']
   assert rows[3]['collectives']['all-gather']['count'] > 1
 
 

@@ -46,7 +46,7 @@ class Work(NamedTuple):
 
 def read(text: str, *, unknown: int = 1) -> Work:
   """The Work of a compiled program. unknown: how often a loop runs whose count depends on data (a sweep over chunks, decoding)."""
-  computations, entry = _parse(text)
+  computations, entry = parse(text)
   total, seen, assumed = dict(flops=0.0, bytes=0.0), {}, 0
 
   def visit(name, times, inner):
@@ -56,7 +56,7 @@ def read(text: str, *, unknown: int = 1) -> Work:
       if op.kind == 'while':
         trips = _trips(op, computations)
         assumed += trips is None
-        visit(_named(op.rest, 'body'), times * (unknown if trips is None else trips), inner)
+        visit(named(op.rest, 'body'), times * (unknown if trips is None else trips), inner)
         continue
       total['flops'] += times * _flops(op, types)
       if (kind := op.kind.removesuffix('-start')) in COLLECTIVES:
@@ -67,8 +67,8 @@ def read(text: str, *, unknown: int = 1) -> Work:
           seen[key] = (times, times * _size(_result(op)))
       if not inner and op.kind not in _FREE:
         total['bytes'] += times * _moved(op, types, computations)
-      for called in _called(op) if op.kind not in _BY_ELEMENT else ():
-        visit(called, times, inner or op.kind == 'fusion')
+      for below in called(op) if op.kind not in _BY_ELEMENT else ():
+        visit(below, times, inner or op.kind == 'fusion')
 
   visit(entry, 1, False)
   kinds = {}
@@ -78,10 +78,10 @@ def read(text: str, *, unknown: int = 1) -> Work:
   return Work(total['flops'], total['bytes'], tuple(kinds[kind] for kind in COLLECTIVES if kind in kinds), assumed)
 
 
-def _parse(text: str) -> tuple[dict[str, dict[str, Op]], str]:
+def parse(text: str) -> tuple[dict[str, dict[str, Op]], str]:
   """({computation: {name: Op}}, the entry)."""
   computations, entry, name = {}, '', None
-  for line in text.splitlines():
+  for line in _whole(text):
     if not line.startswith(' '):
       head = re.match(r'(ENTRY )?%?([\w.-]+) .*\{$', line)
       name = head[2] if head and not line.startswith('HloModule') else None
@@ -95,20 +95,32 @@ def _parse(text: str) -> tuple[dict[str, dict[str, Op]], str]:
   return computations, entry
 
 
+def _whole(text: str) -> list[str]:
+  """The lines of a program; those of an instruction that stands on several (a kernel's own notes) as one."""
+  out, inside = [], False
+  for line in text.splitlines():
+    if inside and line != '}' and not line.startswith('  '):
+      out[-1] += line
+      continue
+    out.append(line)
+    inside = line.startswith('  ') or line.endswith('{') and not line.startswith('HloModule')
+  return out
+
+
 def _op(name: str, text: str, root: bool) -> Op | None:
   """`type kind(operands), rest`."""
-  end = _closing(text, 0) + 1 if text.startswith('(') else text.find(' ')
+  end = closing(text, 0) + 1 if text.startswith('(') else text.find(' ')
   found = re.match(r' *([\w-]+)\(', text[end:])
   if not found:
     return None
   begin = end + found.end() - 1
-  close = _closing(text, begin)
+  close = closing(text, begin)
   inside = text[begin:close + 1]
   value = inside if found[1] in ('constant', 'parameter') else ''      # its value or its number
   return Op(name, text[:end], found[1], re.findall(r'%([\w.-]+)', inside), value + text[close + 1:], root)
 
 
-def _closing(text: str, at: int) -> int:
+def closing(text: str, at: int) -> int:
   """Where the bracket that opens at `at` closes."""
   depth = 0
   for place in range(at, len(text)):
@@ -137,11 +149,11 @@ def _result(op: Op) -> str:
   return ' '.join(found[len(found) // 2:]) if op.kind != 'all-reduce-start' else op.type
 
 
-def _named(rest: str, attribute: str) -> str:
+def named(rest: str, attribute: str) -> str:
   return re.search(attribute + r'=%?([\w.-]+)', rest)[1]
 
 
-def _called(op: Op) -> list[str]:
+def called(op: Op) -> list[str]:
   return [name.strip(' %') for found in _CALLED.findall(op.rest) for name in found.strip('{}').split(',')]
 
 
@@ -149,7 +161,7 @@ def _trips(op: Op, computations) -> int | None:
   """How often a loop runs: as the compiler says, or as its condition `i < constant` does; None: by data."""
   if said := re.search(r'known_trip_count":\{"n":"(\d+)"', op.rest):
     return int(said[1])
-  condition = computations[_named(op.rest, 'condition')]
+  condition = computations[named(op.rest, 'condition')]
   found = _constants(condition.values(), computations)
   below = any('direction=LT' in one.rest for one in _below(condition.values(), computations))
   return found[0] if len(found) == 1 and below else None
@@ -160,7 +172,7 @@ def _below(ops, computations):
   for op in ops:
     yield op
     if op.kind == 'fusion':
-      yield from _below(computations[_called(op)[0]].values(), computations)
+      yield from _below(computations[called(op)[0]].values(), computations)
 
 
 def _constants(ops, computations) -> list[int]:
@@ -216,9 +228,9 @@ def _moved(op: Op, types: Mapping[str, str], computations) -> float:
     return _size(_array_text(op.type)[1])
   if op.kind != 'fusion':
     return far(op.type) + sum(far(types.get(name, '')) for name in op.given)
-  inside = computations[_called(op)[0]]
+  inside = computations[called(op)[0]]
   updates = [one for one in inside.values() if one.kind == 'dynamic-update-slice']
-  updated = {_source(one.given[0], inside): _size(inside[one.given[1]].type) for one in updates}
+  updated = {source(one.given[0], inside): _size(inside[one.given[1]].type) for one in updates}
   read = 0.0
   for parameter in inside.values():
     if parameter.kind == 'parameter':
@@ -236,15 +248,15 @@ def _read(parameter: Op, inside: Mapping[str, Op], computations) -> float:
   whole = _size(parameter.type)
   read = 0.0
   for one in inside.values():
-    if one.root and _source(one.name, inside) == parameter.name:
+    if one.root and source(one.name, inside) == parameter.name:
       return whole      # handed on as it is
     for place, name in enumerate(one.given):
-      if one.kind == 'bitcast' or _source(name, inside) != parameter.name:
+      if one.kind == 'bitcast' or source(name, inside) != parameter.name:
         continue
       if one.kind in ('dynamic-slice', 'slice', 'gather'):
         read += _size(one.type) if place == 0 else whole
       elif one.kind == 'fusion':
-        below = computations[_called(one)[0]]
+        below = computations[called(one)[0]]
         read += _read(next(p for p in below.values() if p.kind == 'parameter' and _number(p) == place), below, computations)
       elif not (one.kind == 'dynamic-update-slice' and place == 0):
         read += whole
@@ -259,7 +271,7 @@ def _array_text(type_: str) -> list[str]:
   return [found[0] for found in _ARRAY.finditer(type_)]
 
 
-def _source(name: str, inside: Mapping[str, Op]) -> str:
+def source(name: str, inside: Mapping[str, Op]) -> str:
   """The instruction whose bytes `name` shows, behind bitcasts."""
   while name in inside and inside[name].kind == 'bitcast' and inside[name].given:
     name = inside[name].given[0]

@@ -1,7 +1,6 @@
-"""Estimates beside what the compiler says: bytes a chip by formula, model operations, the roofline, and what would make a step fit.
+"""Beside what the compiler says: a rough estimate of bytes before anything is compiled, model operations, the roofline, what would make a step fit.
 
 Of the model in every formula: D width, V vocabulary, H heads, K key-value heads, C width of a head, M of the MLP, L tokens of a row.
-What a compiler needs beside the arrays that the algorithm names is a count of such arrays below, found with libtpu for v5e and v5p on configs/gsm8k.py:full.
 """
 import copy
 import json
@@ -14,78 +13,74 @@ import jax.numpy as jnp
 from distill_jax.core import mesh as mesh_lib
 from distill_jax.core.chips import Chip
 from distill_jax.core.hlo import Work
+from distill_jax.models import attention
 from distill_jax.stages import programs as programs_lib
 from distill_jax.stages.programs import Program, bytes_of
 
-SCORES = 3      # arrays [rows, H, L, L] in float32 of one layer's attention, backward: shares, their gradient, that of the scores
-# arrays [chunk, V] in float32 of one chunk: of a loss, of one with top-k labels (which scatter into some more), of labelling
-LOGITS = dict(targets=2.5, labels=4.0, labelling=2.4)
-LANES = 128     # a head narrower than this is laid out along its slots where it is attended to, in a copy
+LOGITS = 3      # arrays [chunk, V] in float32 at once: logits, what the loss makes of them, their gradient
+SCORES = 2      # arrays [rows, H, L, L] in float32 at once: scores, shares
 # numbers kept by token and layer for the backward pass, beside the layer's input
 SAVED = dict(none=lambda c: 9 * c['width'] + 3 * c['heads'] * c['head_dim'] + 5 * c['mlp_width'],
              dots=lambda c: 2 * c['width'] + (c['heads'] + 2 * c['kv_heads']) * c['head_dim'] + 2 * c['mlp_width'], full=lambda c: 0)
 
 
-def predict(program: Program) -> dict[str, float]:
-  """Bytes on one chip by part, from shapes alone, for comparison with the compiler's: what is held, and the most that is live beside it."""
+def rough(program: Program) -> dict[str, float]:
+  """Bytes on one chip from shapes alone, by part: what is held exactly, the rest roughly, for choosing what is worth compiling. What a compiled
+  program holds is read from it instead: stages/memory.py."""
   out = {name: float(bytes_of(part)) for name, part in program.parts.items()}
   out |= {f'beside: {name}': float(bytes_of(part)) for name, part in program.beside.items()}
   work = dict(train=_train, label=_label, read=_read, write=_write)[program.kind](program)
   return {**out, **{name: value for name, value in work.items() if value}}
 
 
-def _sizes(program: Program, role) -> tuple[Mapping[str, Any], int, int, int, bool]:
-  """(config, bytes of a number in a product, pieces of the vocabulary, pieces of the heads, whether weights are cut over fsdp)."""
-  config, mesh = role.model.config, program.mesh
-  tensor = mesh.shape['tensor']
-  return config, jnp.dtype(config['dtype']).itemsize, tensor, tensor if config['heads'] % tensor == 0 else 1, mesh.shape['fsdp'] > 1
+def _sizes(program: Program, role) -> tuple[Mapping[str, Any], int, int, int]:
+  """(config, bytes of a number in a product, of a kept one, pieces of the heads)."""
+  config, tensor = role.model.config, program.mesh.shape['tensor']
+  kept = max(leaf.dtype.itemsize for leaf in jax.tree.leaves(role.params))
+  return config, jnp.dtype(config['dtype']).itemsize, kept, tensor if config['heads'] % tensor == 0 else 1
 
 
-def _table(config, vocab_pieces: int, number: int) -> float:
-  """Bytes of an embedding or a head that is whole but for its cut over the vocabulary."""
-  return config['width'] * config['vocab_size'] / vocab_pieces * number
+def _table(program: Program, config) -> float:
+  """Numbers in an embedding or a head that is whole but for its cut over the vocabulary; 0 where it always is."""
+  return config['width'] * config['vocab_size'] / program.mesh.shape['tensor'] if program.mesh.shape['fsdp'] > 1 else 0.0
+
+
+def _scores(rows: float, heads: float, length: int) -> float:
+  """Bytes of the scores of one layer: of all pairs, or of one block where rows are long."""
+  whole = rows * heads * length * length * 4
+  return SCORES * (whole if length * length <= attention.PLAIN else min(whole, attention.BUDGET))
+
+
+def _logits(program: Program, config, tokens: float) -> float:
+  chunk = min(tokens, -(-tokens // program.about['rounds']))
+  return LOGITS * chunk * config['vocab_size'] / program.mesh.shape['tensor'] * 4
 
 
 def _train(program: Program) -> dict[str, float]:
-  about, out = program.about, dict(gradients=0.0, activations=0.0, head=0.0, working=0.0)
-  rows = about['batch'] / about['microbatches'] / mesh_lib.row_count(program.mesh)
-  length = about['length']
+  about, out = program.about, dict(gradients=0.0, activations=0.0, weights=0.0, working=0.0)
+  rows, length = about['batch'] / about['microbatches'] / mesh_lib.row_count(program.mesh), about['length']
   for role, state in program.roles.values():
-    c, number, vocab, heads, cut = _sizes(program, role)
-    weights = bytes_of(role.params)
-    kept = max(leaf.dtype.itemsize for leaf in jax.tree.leaves(role.params))
-    scores = rows * c['heads'] / heads * length * length * 4
-    per_layer = rows * length * number
-    if state == 'frozen':
-      out['working'] = max(out['working'], 2 * scores + (2 * _table(c, vocab, kept) if cut else 0))
-      continue
-    out['gradients'] += weights * (1 if about['microbatches'] == 1 else 2)
-    out['activations'] += c['layers'] * per_layer * (c['width'] + SAVED[c['remat']](c) / heads)
-    if c['remat'] != 'full':
-      out['activations'] += c['layers'] * scores * (1 + number / 4 if c['remat'] == 'none' else 0)
-    narrow = weights * number / kept if number < kept else 0       # the layers' weights, cast once before the scan
-    out['working'] += narrow * (1 - _share_of_tables(c))
-    out['head'] += (_table(c, vocab, kept) * (1 if c['tied'] else 2) if cut else 0) + _table(c, vocab, 4)
-    tokens = rows * length
-    chunk = min(tokens, -(-tokens // about['rounds']))
-    out['working'] += max(SCORES * scores, LOGITS['labels' if about['labels'] else 'targets'] * chunk * c['vocab_size'] / vocab * 4)
+    c, number, kept, heads = _sizes(program, role)
+    scores = _scores(rows, c['heads'] / heads, length)
+    out['weights'] += _table(program, c) * kept * (1 if c['tied'] else 2)
+    if state == 'trained':
+      out['gradients'] += bytes_of(role.params) * (1 if about['microbatches'] == 1 else 2) + _table(program, c) * 4
+      out['activations'] += c['layers'] * rows * length * number * (c['width'] + SAVED[c['remat']](c) / heads)
+      out['activations'] += 0 if c['remat'] == 'full' else c['layers'] * scores / SCORES
+    out['working'] = max(out['working'], scores, _logits(program, c, rows * length))
   return out
 
 
 def _label(program: Program) -> dict[str, float]:
-  about = program.about
-  tokens = about['batch'] * about['length'] / mesh_lib.row_count(program.mesh)
-  chunk = min(tokens, -(-tokens // about['rounds']))
-  out = dict(head=0.0, working=0.0, labels=2 * tokens * (about['k'] or 0) * 8)      # by place and by token
+  about, out = program.about, dict(weights=0.0, working=0.0)
+  rows = about['batch'] / mesh_lib.row_count(program.mesh)
+  tokens = rows * about['length']
   for role, _ in program.roles.values():
-    c, number, vocab, heads, cut = _sizes(program, role)
-    kept = max(leaf.dtype.itemsize for leaf in jax.tree.leaves(role.params))
-    if cut:
-      out['head'] += _table(c, vocab, kept)
+    c, _, kept, heads = _sizes(program, role)
+    out['weights'] += _table(program, c) * kept
     # top-k sees the whole vocabulary of a token, however the product was cut
-    logits = chunk * c['vocab_size'] * 4 * (LOGITS['labelling'] + 0.6 * (about['rounds'] > 1) + (vocab > 1))
-    scores = tokens * c['heads'] / heads * about['length'] * 4
-    out['working'] = max(out['working'], logits if about['k'] else tokens * c['width'] * 4, 2 * scores)
+    logits = _logits(program, c, tokens) * program.mesh.shape['tensor'] if about['k'] else tokens * c['width'] * 4
+    out['working'] = max(out['working'], logits, _scores(rows, c['heads'] / heads, about['length']))
   return out
 
 
@@ -96,28 +91,18 @@ def _cut(config, pieces: int) -> int:
 
 def _read(program: Program) -> dict[str, float]:
   about, ((role, _),) = program.about, program.roles.values()
-  c, number, vocab, heads, cut = _sizes(program, role)
+  c, number, _, heads = _sizes(program, role)
   rows = about['prompts'] / mesh_lib.row_count(program.mesh)
-  scores = rows * c['heads'] / heads * about['width'] ** 2 * 4
   slot = rows * 2 * c['layers'] * c['kv_heads'] * c['head_dim'] * number / _cut(c, heads)
-  wide = max(LANES / c['head_dim'], 1)      # how much wider a narrow head is stored
-  return dict(new=slot * about['slots'], working=2 * scores + slot * (2 * wide * about['width'] + (wide > 1) * about['slots']))
+  return dict(new=slot * about['slots'], working=slot * about['slots'] + _scores(rows, c['heads'] / heads, about['width']))
 
 
 def _write(program: Program) -> dict[str, float]:
   about, ((role, _),) = program.about, program.roles.values()
-  c, number, vocab, heads, cut = _sizes(program, role)
-  rows = about['taken'] / mesh_lib.row_count(program.mesh)
-  whole, pieces = bytes_of(program.parts['cache']), _cut(c, heads)
-  copy = whole * -(-about['slots'] // LANES) * LANES / about['slots'] if c['head_dim'] < LANES else 0
+  c, _, _, heads = _sizes(program, role)
+  rows, whole, pieces = about['taken'] / mesh_lib.row_count(program.mesh), bytes_of(program.parts['cache']), _cut(c, heads)
   # caches that are cut by head come back so, and cannot in place
-  return dict(new=whole / pieces if pieces > 1 else 0.0, working=copy / pieces + 2 * rows * c['vocab_size'] / vocab * 4)
-
-
-def _share_of_tables(config) -> float:
-  """Share of the weights that are embedding and head."""
-  tables = config['width'] * config['vocab_size'] * (1 if config['tied'] else 2)
-  return tables / (tables + config['layers'] * _matrices(config))
+  return dict(new=whole / pieces if pieces > 1 else 0.0, working=rows * c['vocab_size'] / program.mesh.shape['tensor'] * 4)
 
 
 def _matrices(c: Mapping[str, Any]) -> int:
@@ -246,9 +231,9 @@ def _mesh(at: str, how, axes: Mapping[str, int]) -> Change:
 
 
 def within(recipe: Mapping[str, Any], stage: str, devices: Sequence, chip: Chip | None, **options) -> bool:
-  """Whether a stage can be built on these devices and is predicted to fit."""
+  """Whether a stage can be built on these devices and, by the rough estimate, may fit: worth compiling."""
   try:
     made = programs_lib.programs_of(recipe, stage, devices, **options)
   except ValueError:
     return False
-  return bool(made) and all(chip is None or sum(predict(program).values()) < 0.97 * chip.memory for program in made)
+  return bool(made) and all(chip is None or sum(rough(program).values()) < chip.memory for program in made)

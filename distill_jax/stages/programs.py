@@ -1,6 +1,7 @@
 """The programs that the stages of a recipe run, over shapes alone: what train, label, generate and evaluate jit, ready to be compiled for
 devices that need not be here. No weight, text or row is read.
 """
+import functools
 import pathlib
 from typing import Any, Callable, Mapping, NamedTuple, Sequence
 
@@ -22,6 +23,7 @@ from distill_jax.stages.train import make_run
 
 PACKED = 8           # examples a row that is packed holds at most, where no row is read
 PROMPT = 256         # tokens of the longest prompt, where no prompt is read
+HUB = 3.0            # seconds until a hub that does not answer counts as away
 BY_TOKEN = ('tokens', 'targets', 'weights', 'segments', 'positions')
 MANY = 1 << 20       # texts, where no question is counted: more than the pool has rows
 
@@ -88,13 +90,23 @@ def _checkpoint(source: str) -> tuple[str, dict, str]:
     return *weights.read_config(directory), source
   from huggingface_hub import hf_hub_download
   try:
-    found = pathlib.Path(hf_hub_download(source, 'config.json', etag_timeout=5))
+    found = pathlib.Path(hf_hub_download(source, 'config.json', local_files_only=not _on_hub(source)))
     return *weights.read_config(found.parent), f'{source}/config.json'
   except Exception as error:      # the client raises many kinds; all mean that the file is not here
     if source in published.SHAPES:
       return *published.config_of(source), f'{source} as published (the hub and its cache do not answer)'
     raise ValueError(f'{source!r} is no local directory, the hub and its cache do not answer ({type(error).__name__}), and its shape is '
                      f'not in the table of {", ".join(published.SHAPES)}. Pass a directory that holds its config.json') from None
+
+
+@functools.cache
+def _on_hub(source: str) -> bool:
+  """Whether the hub has a config.json of this name: asked once, for at most HUB seconds, without a retry."""
+  from huggingface_hub import get_hf_file_metadata, hf_hub_url
+  try:
+    return bool(get_hf_file_metadata(hf_hub_url(source, 'config.json'), timeout=HUB))
+  except Exception:      # as above
+    return False
 
 
 def shapes_on(shapes: Any, where: Any, dtype: str | None = None) -> Shapes:

@@ -1,4 +1,4 @@
-"""Predictions and operations against counts by hand; changes to a recipe."""
+"""Estimates and operations against counts by hand; changes to a recipe."""
 import jax
 import pytest
 from stages.programs_test import recipe
@@ -58,17 +58,17 @@ def test_the_roofline_is_the_slowest_of_three():
     assert line.mfu == pytest.approx(estimates.model_flops(made) / (0.5 * 8 * 1e12))
 
 
-def test_held_bytes_are_predicted_exactly():
+def test_held_bytes_are_estimated_exactly():
   made = program('distill', mesh=dict(fsdp=8))
   compiled = made.function.lower(*made.arguments).compile().memory_analysis()
-  predicted = estimates.predict(made)
+  predicted = estimates.rough(made)
   held = sum(predicted[name] for name in made.parts)
   assert held == pytest.approx(compiled.argument_size_in_bytes, rel=0.01)
 
 
 def test_more_microbatches_and_more_recomputation_take_less():
   def total(change, stage='distill'):
-    return sum(estimates.predict(programs.programs_of(estimates.changed(recipe(), change), stage, jax.devices())[0]).values())
+    return sum(estimates.rough(programs.programs_of(estimates.changed(recipe(), change), stage, jax.devices())[0]).values())
   none = total((('roles.base.overrides.remat', 'none'),))
   assert none > total((('roles.base.overrides.remat', 'dots'),)) > total(())
   assert total((('stages.distill.batch', 64),)) > total((('stages.distill.batch', 64), ('stages.distill.how.microbatches', 4)))
