@@ -49,15 +49,18 @@ def _wide(vector: Array, rank: int) -> Array:
 
 
 class Linear(nnx.Module):
-  """x @ kernel (+ bias). lora: None, or the matrices (a, b) of an adapter whose (x a) b is added."""
+  """x @ kernel (+ bias). lora: None, or the matrices (a, b) of an adapter whose (x a) b is added. columns: None, or what each column of an
+  int8 kernel is to be multiplied by."""
 
   def __init__(self, wide_in: int, wide_out: int, *, bias: bool, rngs: nnx.Rngs, spread: float):
     self.kernel = normal(rngs, (wide_in, wide_out), spread)
     self.bias = nnx.Param(jnp.zeros((wide_out,), jnp.float32)) if bias else None
-    self.lora = None
+    self.lora = self.columns = None
 
   def __call__(self, x: Array) -> Array:
     y = jnp.einsum('...i,io->...o', x, self.kernel[...].astype(x.dtype))
+    if self.columns is not None:
+      y = y * _wide(self.columns.astype(x.dtype), y.ndim)
     if self.lora is not None:
       a, b = (part.astype(x.dtype) for part in self.lora)
       y = y + jnp.einsum('...r,ro->...o', jnp.einsum('...i,ir->...r', x, a), b)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from distill_jax.compress import quant
 from distill_jax.compress.lora import lora, split
 from distill_jax.core import chips, hosts, marks, mesh as mesh_lib, tree
 from distill_jax.core.types import Role
@@ -122,9 +123,11 @@ def role_of(definition: Mapping[str, Any], mesh: Mesh, how: Mapping[str, Any], n
   kind, config, _ = shape_of(definition)
   rules, model = layout(how, name), MODELS[kind](**config)
   model = lora(model, **definition['lora']) if 'lora' in definition else model
+  dtype = definition.get('params_dtype', 'float32')
+  model, dtype = (quant.quantised(model), 'bfloat16') if dtype == 'int8' else (model, dtype)
   shapes = jax.eval_shape(model.init, jax.random.key(0))
   (own, base), where = split(shapes), split(mesh_lib.of_params(mesh, shapes, model.axes, rules))
-  params = tree.merge(shapes_on(base, where[1], definition.get('params_dtype', 'float32')), shapes_on(own, where[0]))
+  params = tree.merge(shapes_on(base, where[1], dtype), shapes_on(own, where[0]))
   return Role(ruled(model, rules) if name in how.get('role_rules', {}) else model, None, params)
 
 
@@ -245,15 +248,22 @@ def _decode(recipe, settings, how, mesh, roles, prompt) -> list[Program]:
   chosen = None if sizes.taken is None else jax.ShapeDtypeStruct((count,), jnp.int32, sharding=everywhere)
   take = lambda rows, chosen, live: pool.take(*static[:2], None, slots, batching.TURN, rows, None, chosen, live)
   turn = lay(jax.eval_shape(take, rows, chosen, live))
+  copies = None
+  if sizes.together > 1:      # prompts stand apart, and rows read some of them
+    stand = lambda x: shapes_on(x, jax.tree.map(lambda _: everywhere, x))
+    copies = stand(jax.eval_shape(lambda: role.model.cache(sizes.places, sizes.reads[-1], asked.cache_dtype)))
+    some = jax.ShapeDtypeStruct((count // sizes.together,), jnp.int32)
+    behind = jax.eval_shape(lambda copies, some: pool.behind(*static[:2], sizes.reads[-1], copies, some, None), copies, some)
+    turn = turn._replace(cache=loop.with_shared(turn.cache, stand(behind)))
   number = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=mesh_lib.rows(mesh) if shape else everywhere)
   width = sizes.reads[-1]
   about = dict(samples=asked.samples, rows=sizes.rows, taken=count, slots=slots, width=width, prompts=sizes.prompts)
   return [
       Program('read', batching._read,
-              (*static, slots, role.params, None, number(), number(sizes.prompts, width), number(sizes.prompts)), mesh, sizes.prompts * width,
-              1, dict(params=role.params), dict(ready=ready, pool=rows), dict(student=(role, 'frozen')), about),
+              (*static, slots if copies is None else width, role.params, None, number(), number(sizes.prompts, width), number(sizes.prompts)), mesh, sizes.prompts * width,
+              1, dict(params=role.params), dict(ready=ready, pool=(rows, copies)), dict(student=(role, 'frozen')), about),
       Program('write', batching._advance, (*static, ready, turn, number(), None, None), mesh, count * batching.TURN, batching.TURN,
-              dict(params=ready, cache=turn), dict(params=role.params, pool=rows), dict(student=(role, 'frozen')), about)]
+              dict(params=ready, cache=turn), dict(params=role.params, pool=(rows, copies)), dict(student=(role, 'frozen')), about)]
 
 
 def _key():

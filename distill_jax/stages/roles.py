@@ -7,7 +7,7 @@ import jax
 import ml_dtypes  # noqa: F401 (names bfloat16 to numpy)
 import numpy as np
 
-from distill_jax.compress import lora as lora_lib
+from distill_jax.compress import lora as lora_lib, quant
 from distill_jax.core import hosts, marks, mesh as mesh_lib, tree
 from distill_jax.core.types import Role
 from distill_jax.data import text as text_lib
@@ -35,7 +35,7 @@ def load_role(definition: Mapping[str, Any], *, seed: int = 0, texts: Iterable[s
 
   tokenizer: 'bundled:x' | directory | hub id | dict(bpe=size), trained on `texts`; default: the one beside the weights.
   overrides: keywords of the model that win over the checkpoint's (dropout, dtype, remat).  params_dtype: what float weights are kept in
-  (default float32; 'bfloat16' halves a frozen teacher).
+  (default float32; 'bfloat16' halves a frozen teacher, 'int8' quarters it: matrices in int8, the rest in bfloat16, see compress/quant.py).
   lora: keywords of compress.lora.lora: only adapters learn. A checkpoint that was trained so brings its adapter, and takes no second one.
   from_teacher: dict(load='...', layers=6, width=...), a student cut out of that checkpoint, see students.cut.
   api=dict(...) (see stages/api.py) is refused here: such a role has no weights.
@@ -54,14 +54,18 @@ def load_role(definition: Mapping[str, Any], *, seed: int = 0, texts: Iterable[s
     raise ValueError(f"role: give either load='...' or model=dict(...) or from_teacher=dict(load='...', ...), got {given or sorted(definition)}")
   overrides, dtype = dict(definition.get('overrides', {})), definition.get('params_dtype', 'float32')
   kept = [] if dtype == 'float32' else [dtype]
+  if dtype == 'int8' and ('load' not in definition or 'lora' in definition):
+    raise ValueError("role: params_dtype='int8' is for a checkpoint that does not learn: load='...' without lora=. Take 'bfloat16' or 'float32'")
   if 'load' in definition:
     directory = find(definition['load'])
     text = _text(definition.get('tokenizer', str(directory)), texts)
     name, config = weights.read_config(directory)
     config = {**config, **overrides}
     model = MODELS[name](**config)
-    put = _putter(model, mesh, rules, dtype)
-    params = weights.read(directory, put=put)[2]
+    put = _putter(model, mesh, rules, 'bfloat16' if dtype == 'int8' else dtype)
+    if dtype == 'int8':
+      put, model = quant.putter(model, mesh, rules, put), quant.quantised(model)
+    params = quant.spread(weights.read(directory, put=put)[2])
     settings, base = adapters.about(directory)
     if settings is not None and 'lora' in definition:
       raise ValueError(f"role: {definition['load']} has an adapter already ({_listed(settings)}): leave lora= out to go on with it, or export it "
@@ -203,7 +207,7 @@ def _save_role(directory, role: Role, params) -> None:
 
 def model_config(role: Role) -> tuple[str, dict[str, Any]]:
   """(name in MODELS, keywords) of a role's model, without its adapter."""
-  return 'transformer', {key: value for key, value in role.model.config.items() if key != 'lora'}
+  return 'transformer', {key: value for key, value in role.model.config.items() if key not in ('lora', 'weights')}
 
 
 def parameters(role: Role) -> int:

@@ -81,6 +81,9 @@ def make_run(roles: Mapping[str, Role], params, *, method, optim, steps, batch, 
   """The step of a train stage and the state before it. params: by role, on the mesh; of shapes that lie there, the Run is of shapes too."""
   made = make_method(method, roles, task=task, text=roles[next(iter(optim))].text)
   feed.check_batch(batch, mesh, microbatches)
+  for name in optim:
+    if not roles[name].model.trainable:
+      raise ValueError(f"train: nothing of role {name!r} can learn: params_dtype='int8' is for frozen roles. Take 'float32' for it")
   optimizers = {role: optim_lib.optimizer(steps=steps, **keywords) for role, keywords in optim.items()}
   state = step_lib.start(made, roles, params, optimizers, mesh)
   run = step_lib.compiled(step_lib.make_step(made, roles, optimizers, microbatches=microbatches, mesh=mesh, rules=rules), state)
