@@ -12,8 +12,8 @@ from flax.core import FrozenDict
 
 from distill_jax.core import mesh as mesh_lib, tree
 from distill_jax.core.types import Model
-from distill_jax.models.adapters import SCALE
 
+SCALE = 'kernel_scale'      # beside 'kernel', see models/adapters.py
 TINY = float(np.finfo(np.float32).tiny)
 MOST = 127      # of the int8 range; -128 is not used, so that it is symmetric
 
