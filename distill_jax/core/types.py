@@ -26,6 +26,9 @@ class Head(NamedTuple):
 
   def product(self, hidden: Array) -> Array:
     """The matrix product, in the dtype of `hidden`, and the bias: float32 [..., V]."""
+    if hidden.shape[-1] != self.weight_DV.shape[0]:
+      raise ValueError(f'head: hidden states of width {hidden.shape[-1]} do not fit a head of {self.weight_DV.shape[0]} x '
+                       f'{self.weight_DV.shape[1]}: hidden states and head must be of one model')
     product = jnp.einsum('...d,dv->...v', hidden, self.weight_DV.astype(hidden.dtype), preferred_element_type=jnp.float32)
     if self.bias_V is None:
       return product

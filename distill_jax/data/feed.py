@@ -70,7 +70,7 @@ class Feed:
     try:
       for step in range(self.start, self.stop):
         numbers = numbers_of_step(step, rows=len(self.rows), batch=self.batch, seed=self.seed)
-        item = step, put(self.rows.batch(numbers[held]), self.mesh, held=held, count=self.batch)
+        item = step, put(rows_lib.checked(self.rows.batch(numbers[held])), self.mesh, held=held, count=self.batch)
         if not self._offer(item):
           return
     except BaseException as error:  # handed to the consumer, which raises it

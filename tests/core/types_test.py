@@ -1,6 +1,7 @@
 """Head: from hidden states to logits."""
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from distill_jax.core.types import Head, Method, State
 
@@ -26,3 +27,8 @@ def test_a_method_without_more_leaves_batch_and_memory_alone():
   assert method.rollout(state, {}, {'tokens': 2}, None) == ({'tokens': 2}, {'queue': 1})
   assert method.after(state, {}, {}) == {'queue': 1}
   assert method.memory({}) == {} and method.label is None and method.early
+
+
+def test_a_head_of_another_width_is_refused():
+  with pytest.raises(ValueError, match='width 6 do not fit a head of 4 x 9'):
+    Head(jnp.zeros((4, 9))).logits(jnp.zeros((2, 6)))

@@ -199,3 +199,13 @@ def test_sources_without_a_length_and_examples_that_do_not_fit_are_refused():
     rows_lib.unpacked(translations(2), length=24).batch([0])
   with pytest.raises(ValueError, match=r'up to 9 tokens .* do not fit rows of 8'):
     rows_lib.packed([make(9)], length=8)
+
+
+@pytest.mark.parametrize('segments, said', [
+    ([1, 1, 2, 1, 0], '1 2 1 0'), ([1, 1, 0, 2, 2], '1 0 2'), ([2, 2, 3, 0, 0], '2 3 0'), ([1, 3, 3, 3, 0], '1 3 0'), ([0, 1, 1, 1, 1], '0 1')])
+def test_segments_that_run_backwards_are_refused_by_row(segments, said):
+  good = [1, 1, 2, 2, 0]
+  batch = dict(segments=np.array([good, segments], np.int32), positions=np.zeros((2, 5), np.int32))
+  with pytest.raises(ValueError, match=f'row 1: its segments run {said}; they must count up'):
+    rows_lib.checked(batch)
+  assert rows_lib.checked(dict(segments=np.array([good, [0] * 5]), positions=np.zeros((2, 5))))
