@@ -51,7 +51,7 @@ class Model(NamedTuple):
   apply(params, batch, *, key_B=None, cache=None, want=()) -> out by name: 'hidden' [B,L,D], 'head' Head, 'penalty' [B] where the
     model has one, 'layers' [n,B,L,D] when wanted, 'cache' when one was given. key_B: one PRNG key a row for dropout; None: no dropout.
   axes: rows (pattern of a weight's path, its logical axes 'embed mlp'); every weight matches exactly one row.
-  cache(rows, length, dtype) -> an empty decoding cache: a tree of arrays. Each has an axis that counts rows, those with an entry a token also
+  cache(rows, length, dtype) -> an empty decoding cache (a model with an encoder takes source=, the slots for source tokens): a tree of arrays. Each has an axis that counts rows, those with an entry a token also
     one that counts slots (both are found by shape), but for what stands under 'index', int32 [], the slot of the next token, and
     'shared', None or the cache of one row that all rows see first (a model without it is given whole prompts). What stands in a slot
     says which token it holds, not its place: decoding moves rows between caches and leaves slots empty (zeros) between tokens.
@@ -59,6 +59,9 @@ class Model(NamedTuple):
   ready(params) -> params as `apply` with a cache reads them fastest (unstacked, cast, merged); apply takes both. A model made of another
     one whose params it changes says its own.
   config: the keywords that made it, as plain data.
+  name: its name in MODELS.
+  start_id: the token that decoding starts from, where an encoder reads the prompt as batch['source']; None where the prompt stands before
+    the completion in batch['tokens'].
   """
   init: Callable[[Key], Params]
   apply: Callable[..., Mapping[str, Any]]
@@ -67,6 +70,8 @@ class Model(NamedTuple):
   trainable: Sequence[str] = ('.*',)
   config: Mapping[str, Any] | None = None
   ready: Callable[[Params], Params] = _as_they_are
+  name: str = 'transformer'
+  start_id: int | None = None
 
 
 class Role(NamedTuple):

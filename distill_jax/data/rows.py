@@ -24,6 +24,7 @@ KEYS: Mapping[str, Key] = {
     'weights': Key('token', 'float32', 'B L', 'weight of each target, >= 0'),
     'segments': Key('token', 'int32', 'B L', '1, 2, ... by example of the row; 0 is padding'),
     'positions': Key('token', 'int32', 'B L', 'position inside the example, from 0'),
+    'types': Key('token', 'int32', 'B L', 'type of each token, for encoders that tell sentences of a pair apart; absent: 0'),
     'inputs_mask': Key('token', 'int32', 'B L', '1 where attention is two-way (prefix) or tokens belong to the bottleneck'),
     'source': Key('token', 'int32', 'B M', 'encoder input ids'),
     'source_segments': Key('token', 'int32', 'B M', 'as segments, for the encoder; packed in step with the decoder'),

@@ -57,6 +57,14 @@ class Text(NamedTuple):
     sizes = [0, *itertools.accumulate(len(character.encode()) for character in text)]
     return ids, [sizes[end] for _, end in made['offset_mapping']]
 
+  def encode_whole(self, texts: Sequence[str]) -> list[list[int]]:
+    """Ids of each text with the special tokens that the tokenizer itself puts around one: what an encoder reads. Nothing is one EOS."""
+    nothing = [self.pad_id if self.eos_id is None else self.eos_id]
+    texts = list(texts)
+    rows = self.tokenizer(texts, padding=False, truncation=False, verbose=False, return_attention_mask=False,
+                          return_token_type_ids=False)['input_ids'] if texts else []
+    return [list(ids) or nothing for ids in rows]
+
   def decode(self, ids) -> str:
     """Text of ids (any sequence of ints), special tokens left out; ids no token has (a model's padded rows) are left out too."""
     ids = [int(i) for i in ids]

@@ -34,6 +34,7 @@ SHAPES: Mapping[str, Mapping[str, Any]] = {
 
 def config_of(repository: str) -> tuple[str, dict]:
   """(name in MODELS, keywords) of a published checkpoint. KeyError where the table has not got it."""
-  from distill_jax.models.families import find
+  from distill_jax.models.families import FAMILIES, find
   hf = SHAPES[repository]
-  return 'transformer', find.config_in(find.of_hf(hf, repository), hf)
+  architecture = find.of_hf(hf, repository)
+  return FAMILIES[architecture].model, find.config_in(architecture, hf)

@@ -60,24 +60,27 @@ def write(directory: Path, name: str, config: Mapping[str, Any], params: Mapping
 def write_hf(
     directory: Path, name: str, config: Mapping[str, Any], params: Mapping[str, Any], *, dtype: str = 'float32',
     tokens: Mapping[str, int | None] | None = None, shard_bytes: int = 5 * 10 ** 9) -> None:
-  """Writes config.json, generation_config.json and model.safetensors so that transformers' AutoModelForCausalLM loads the directory.
+  """Writes config.json, generation_config.json and model.safetensors so that transformers' AutoModelForCausalLM (an encoder-decoder:
+  AutoModelForSeq2SeqLM, an encoder: AutoModel and the like) loads the directory.
 
   dtype: what the weights are stored in. tokens: eos_token_id, pad_token_id, bos_token_id. shard_bytes: what is larger becomes several
   files of at most so much (a tensor is never cut) and an index, as transformers names them. Other files of the
   directory (a tokenizer) stay. ValueError: no known architecture has the shape of this config.
   """
   config = full(name, config)
-  architecture = find.of_config(config)
+  architecture = find.of_config(config, model=name)
   family = FAMILIES[architecture]
+  about = family.config_out(config)
   # each is written, null too: what is left out becomes the family's default (Llama's bos 1 and eos 2, GPT-2's 50256) when it is loaded
-  tokens = {**dict.fromkeys(('bos_token_id', 'eos_token_id', 'pad_token_id')), **(tokens or {})}
+  tokens = {key: about.get(key) for key in ('bos_token_id', 'eos_token_id', 'pad_token_id')} | {
+      key: token for key, token in (tokens or {}).items() if token is not None}
   theirs = _theirs(family, config, _checked(directory, name, config, params), jnp.dtype(dtype))
 
   def fill(temporary):
     _save_shards(temporary, theirs, shard_bytes)
-    _save_json(temporary / 'generation_config.json', {key: value for key, value in tokens.items() if value is not None})
-    _save_json(temporary / 'config.json', dict(
-        family.config_out(config), architectures=[architecture], model_type=family.model_type, dtype=dtype, **tokens))
+    generation = {**tokens, 'decoder_start_token_id': about.get('decoder_start_token_id')}
+    _save_json(temporary / 'generation_config.json', {key: value for key, value in generation.items() if value is not None})
+    _save_json(temporary / 'config.json', {**about, 'architectures': [architecture], 'model_type': family.model_type, 'dtype': dtype, **tokens})
 
   _replace(pathlib.Path(directory), fill, marker='config.json')
 
@@ -118,7 +121,9 @@ def _about(directory: pathlib.Path) -> tuple[str, dict, str | None]:
   if (directory / 'config.json').is_file():
     hf = _load_json(directory / 'config.json')
     architecture = find.of_hf(hf, f'{directory}')
-    return 'transformer', full('transformer', find.config_in(architecture, hf)), architecture
+    family = FAMILIES[architecture]
+    config = family.more(find.config_in(architecture, hf), lambda: list(tensors.Files(_hf_files(directory)).shapes()), functools.partial(_beside, directory))
+    return family.model, full(family.model, config), architecture
   found = sorted(path.name for path in directory.iterdir())
   raise FileNotFoundError(
       f'{directory}: no model.json or config.json in it ({", ".join(found[:5]) or "it is empty"}). The marker file is written last, so '
@@ -138,8 +143,9 @@ def _their_sources(directory: pathlib.Path, config: Mapping[str, Any], architect
   wanted = find.sources(family, config, tuple(shapes))
   files = tensors.Files(_hf_files(directory))
   needed = {source.name for sources in wanted.values() for source in sources}
-  held = {name if name in needed or family.prefix + name not in needed else family.prefix + name: name for name in files.shapes()}
-  skipped = (*family.skipped, *((r'(lm_head|embed_out)\.weight',) if config['tied'] else ()))
+  whole = lambda name: name if name in needed or family.prefix + name not in needed else family.prefix + name
+  held = {whole(_renamed(family, name)): name for name in files.shapes()}
+  skipped = (*family.skipped, *((r'(lm_head|embed_out)\.weight',) if config.get('tied') else ()))
   _check_names(f'{directory}', held, needed, skipped)
   for path, sources in wanted.items():
     for source in sources:
@@ -147,6 +153,15 @@ def _their_sources(directory: pathlib.Path, config: Mapping[str, Any], architect
       if found != (right := find.shape_of_theirs(source.row, config, shapes[path][len(source.place):])):
         raise ValueError(f'{directory}: weight {source.name!r} has shape {found}, by config.json it is {right}')
   return files, {path: [source._replace(name=held[source.name]) for source in sources] for path, sources in wanted.items()}
+
+
+def _renamed(family, name: str) -> str:
+  old = next((old for old in family.renamed if name.endswith(old)), None)
+  return name if old is None else name.removesuffix(old) + family.renamed[old]
+
+
+def _beside(directory: pathlib.Path, name: str) -> Any:
+  return _load_json(directory / name) if (directory / name).is_file() else None
 
 
 def _piece(files: tensors.Files, sources: Sequence[find.Source], config: Mapping[str, Any], shape: tuple[int, ...],

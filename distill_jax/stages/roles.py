@@ -207,7 +207,7 @@ def _save_role(directory, role: Role, params) -> None:
 
 def model_config(role: Role) -> tuple[str, dict[str, Any]]:
   """(name in MODELS, keywords) of a role's model, without its adapter."""
-  return 'transformer', {key: value for key, value in role.model.config.items() if key not in ('lora', 'weights')}
+  return role.model.name, {key: value for key, value in role.model.config.items() if key not in ('lora', 'weights')}
 
 
 def parameters(role: Role) -> int:

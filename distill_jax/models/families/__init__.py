@@ -1,5 +1,5 @@
 """Every architecture of the Hugging Face layout that is read and written. Where two fit a config that names none, the first is taken."""
-from distill_jax.models.families import gemma, gpt, llama
+from distill_jax.models.families import bert, gemma, gpt, llama, t5
 
 FAMILIES = dict(
     GPT2LMHeadModel=gpt.GPT2,
@@ -17,4 +17,8 @@ FAMILIES = dict(
     GemmaForCausalLM=gemma.GEMMA,
     Gemma2ForCausalLM=gemma.GEMMA2,
     Gemma3ForCausalLM=gemma.GEMMA3,
+    T5ForConditionalGeneration=t5.T5,
+    **bert.DISTILBERT,
+    **bert.ROBERTA,
+    **bert.BERT,
 )

@@ -26,39 +26,42 @@ def of_hf(hf: Config, where: str) -> str:
 
 
 def config_in(architecture: str, hf: Config) -> dict[str, Any]:
-  """Keywords of `transformer` from a config.json. ValueError: what cannot be read, or a key that is missing."""
+  """Keywords of the family's model from a config.json. ValueError: what cannot be read, or a key that is missing."""
   try:
-    return dict(FAMILIES[architecture].config_in(hf), architecture=architecture)
+    config = FAMILIES[architecture].config_in(hf)
+    return dict(config, architecture=architecture) if FAMILIES[architecture].model == 'transformer' else config
   except KeyError as error:
     raise ValueError(f'{architecture}: config.json has no {error.args[0]!r}; the file is damaged or of another kind') from error
 
 
-def of_config(config: Config) -> str:
-  """The architecture that a config can be written as: its own, else the first whose config.json reads back as the same config.
+def of_config(config: Config, *, model: str = 'transformer') -> str:
+  """The architecture that a config of this model can be written as: its own, else the first whose config.json reads back as the same config.
 
   ValueError: none; it names the nearest and what would be lost.
   """
-  if config['architecture'] is not None and config['architecture'] not in FAMILIES:
-    raise ValueError(f'architecture={config["architecture"]!r} is not known; known are {", ".join(FAMILIES)}')
+  named, known = config.get('architecture'), [name for name, family in FAMILIES.items() if family.model == model]
+  if named is not None and named not in known:
+    raise ValueError(f'architecture={named!r} is not known; known are {", ".join(known)}')
   lost = {}
-  for architecture in dict.fromkeys([config['architecture'] or next(iter(FAMILIES)), *FAMILIES]):
+  for architecture in dict.fromkeys([named or known[0], *known]):
     lost[architecture] = _lost(architecture, config)
     if not lost[architecture]:
       return architecture
   nearest = min(lost, key=lambda name: len(lost[name]))
   raise ValueError(
       f'no Hugging Face architecture has this shape. Nearest is {nearest}, which cannot say {", ".join(lost[nearest])} '
-      f'(known: {", ".join(FAMILIES)}). Change these keywords, or keep the checkpoint in our own format')
+      f'(known: {", ".join(known)}). Change these keywords, or keep the checkpoint in our own format')
 
 
 def _lost(architecture: str, config: Config) -> list[str]:
   """The keywords that would not read back from what this architecture writes: 'name=value'."""
-  from distill_jax.models.transformer import transformer
+  from distill_jax.models import MODELS
+  family = FAMILIES[architecture]
   try:
-    back = transformer(**config_in(architecture, FAMILIES[architecture].config_out(config))).config
+    back = MODELS[family.model](**config_in(architecture, family.config_out(config))).config
   except ValueError as error:
     return [f'{error}'] * len(config)
-  return [f'{name}={value!r}' for name, value in config.items() if name not in FREE and back[name] != value]
+  return [f'{name}={value!r}' for name, value in config.items() if name not in (*FREE, *family.free) and back[name] != value]
 
 
 def slot(config: Config, number: int) -> tuple[str, int | None]:
@@ -73,15 +76,17 @@ def slot(config: Config, number: int) -> tuple[str, int | None]:
 def sources(family: Family, config: Config, paths: Sequence[str]) -> dict[str, list[Source]]:
   """For each path of ours the tensors of theirs that hold it, in the order of its leading axes (layers, experts)."""
   found: dict[str, list[Source]] = {path: [] for path in paths}
-  count = dict(config['experts'] or ()).get('count', 0)
+  count, words = dict(config.get('experts') or ()).get('count', 0), family.words(config)
   for row in family.rows:
-    layers = range(config['layers']) if '{layer}' in row.theirs else [None]
+    layers = [None]
+    if '{layer}' in row.theirs:
+      layers = range(config['layers'] if family.layers is None else family.layers(config, row.ours))
     experts = range(count) if '{expert}' in row.theirs else [None]
     for layer, expert in itertools.product(layers, experts):
-      block, index = ('', None) if layer is None else slot(config, layer)
+      block, index = ('', layer) if layer is None or family.layers is not None else slot(config, layer)
       path = f'{block}/{row.ours}'.lstrip('/')
       if path in found:
-        name = row.theirs.format(layer=layer, expert=expert)
+        name = row.theirs.format(layer=layer, expert=expert, **words)
         found[path].append(Source(name, row, tuple(place for place in (index, expert) if place is not None)))
   return found
 

@@ -33,13 +33,24 @@ class Row(NamedTuple):
 class Family(NamedTuple):
   """One architecture. config_in: config.json -> keywords of `transformer` (ValueError: what cannot be read); config_out: config -> config.json,
   of any config: only what reads back the same is written. prefix: a base model saved alone lacks it before its names. skipped:
-  patterns of tensors that are no weights (buffers of old versions)."""
+  patterns of tensors that are no weights (buffers of old versions).
+
+  Of other models than `transformer`: model, its name in MODELS; layers(config, ours) -> how many layers a weight is stacked over, `ours`
+  being its whole path; words(config) -> what else stands in braces in `theirs`; more(config, names of the weights held, load a JSON file
+  beside) -> the config with what config.json does not say, and free, the keywords it says; renamed: ends of names in old files.
+  """
   model_type: str
   config_in: Callable[[Config], dict]
   config_out: Callable[[Config], dict]
   rows: Sequence[Row]
   prefix: str
   skipped: Sequence[str] = (r'.*\.rotary_emb\.inv_freq',)
+  model: str = 'transformer'
+  layers: Callable[[Config, str], int] | None = None
+  words: Callable[[Config], Mapping[str, str]] = lambda config: {}
+  more: Callable[[dict, Callable, Callable], dict] = lambda config, held, load: config
+  free: Sequence[str] = ()
+  renamed: Mapping[str, str] = {}
 
 
 def refuse(family: str, hf: Config, wanted: Config) -> None:
