@@ -74,15 +74,16 @@ def shapes(model, settings, params, mesh, *, batch: int, longest: int, texts: in
   enough = 1 << (max(texts, 16) - 1).bit_length()
   rows = whole(min(batch, enough) // N) * N
   longest = -(-max(longest, 1) // 16) * 16
-  slots = longest + -(-settings.max_new_tokens // TURN) * TURN
+  slots = (longest if model.start_id is None else 0) + -(-settings.max_new_tokens // TURN) * TURN
   few = texts <= rows
-  cache = jax.eval_shape(functools.partial(model.cache, 1, slots, settings.cache_dtype))
+  empty = functools.partial(loop.empty, model, settings._replace(source=longest), 1)
+  cache = jax.eval_shape(lambda: empty(slots))
   together = min(N, TOGETHER) if pieces == 1 and isinstance(cache, dict) and 'shared' in cache else 1
   slots -= longest if together > 1 else 0
   reads, widths = ((longest,), (slots,)) if few else (halves(longest, SHORTEST), halves(slots, NARROWEST if together == 1 else NARROWEST // 2))
   taken = rows if pieces == 1 else None
   bytes_of = lambda tree: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
-  of_slots = lambda count: bytes_of(jax.eval_shape(functools.partial(model.cache, 1, count, settings.cache_dtype)))
+  of_slots = lambda count: bytes_of(jax.eval_shape(lambda: empty(count)))
   row = of_slots(slots) / 2 + (of_slots(longest) / together if together > 1 else 0)      # about half in use
   while taken and taken > 16 and taken % (2 * together) == 0 and taken / 2 * row >= CACHE_SHARE * bytes_of(params):
     taken //= 2
@@ -95,12 +96,13 @@ def run(static, params, ready, prompts: Sequence[Sequence[int]], ids: Sequence[n
         place: Callable, watching: Callable[[], watch.Watch | None], writer: Callable[[str], str] | None) -> Iterator[Written]:
   """Yields every text of every prompt as it ends, long prompts first.
 
-  static: (model, settings, mesh); params read the prompts, `ready` the tokens; shared: cache of `offset` tokens that stand before all.
+  prompts: of a model with an encoder, what that reads and then the token that decoding starts from. static: (model, settings, mesh); params read the prompts, `ready` the tokens; shared: cache of `offset` tokens that stand before all.
   """
   N = static[1].samples
   order = sorted(range(len(prompts)), key=lambda i: (fit(len(prompts[i]) - 1, sizes.reads), -i))
   waiting = [(i, n) for i in order for n in reversed(range(N))]      # its end is next
   held: dict[int, Row] = {}
+  used = lambda i: len(prompts[i]) - 1 if static[0].start_id is None else 0
   free = list(range(sizes.rows))
   pool = _make(*static, sizes.rows + (sizes.taken is not None), sizes.widths[-1])      # one row more, for nobody, where rows are taken
   copies = Copies(_empty(*static[:2], sizes.places, sizes.reads[-1]), list(range(sizes.places)), {}) if sizes.together > 1 else None
@@ -116,7 +118,7 @@ def run(static, params, ready, prompts: Sequence[Sequence[int]], ids: Sequence[n
         pool, cache = _enter(*static[:2], pool, copies.cache, caches, np.int32(offset), lengths, last, ids_M2, key, *into,
                              copies.place(list(dict.fromkeys(i for i, _ in chosen)), sizes.prompts))
         copies = copies._replace(cache=cache)
-      held.update({r: Row(i, n, *((len(prompts[i]) - 1, None) if copies is None else (0, copies.where[i])), watching())
+      held.update({r: Row(i, n, *((used(i), None) if copies is None else (0, copies.where[i])), watching())
                    for r, (i, n) in zip(rows, chosen)})
     begun = []
     for rows, together in _groups(held, sizes, prompts):

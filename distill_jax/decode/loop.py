@@ -28,7 +28,7 @@ class Sampled(NamedTuple):
 
 class Settings(NamedTuple):
   """How to continue; all of it is fixed when the loop is compiled. allowed: ids from here on are never drawn (None: all may be).
-  cache_dtype: of the cache (None: the model's own)."""
+  cache_dtype: of the cache (None: the model's own). source: slots for an encoder's tokens, where the model has one."""
   max_new_tokens: int
   samples: int = 1
   temperature: float = 1.0
@@ -38,6 +38,7 @@ class Settings(NamedTuple):
   pad_id: int = 0
   allowed: int | None = None
   cache_dtype: str | None = None
+  source: int = 0
 
 
 class Progress(NamedTuple):
@@ -91,9 +92,15 @@ def start(model: Model, settings: Settings, mesh: Mesh | None, params, prompts_B
   N, T = settings.samples, settings.max_new_tokens
   axes = axes_of(model, settings)
   segments_BP = (segments_BP > 0).astype(jnp.int32)
-  cache = split_cache(model.cache(B, P - 1 + room, settings.cache_dtype), axes, mesh)
-  if P > 1:
-    positions_BP = jnp.maximum(jnp.cumsum(segments_BP, axis=1) - 1, 0)
+  positions_BP = jnp.maximum(jnp.cumsum(segments_BP, axis=1) - 1, 0)
+  last_B, at_B = prompts_BP[:, -1], None
+  if model.start_id is not None:
+    cache = split_cache(empty(model, settings._replace(source=P), B, room), axes, mesh)
+    cache = model.apply(params, as_source(prompts_BP, segments_BP, positions_BP), cache=cache)['cache']
+    last_B, at_B = jnp.full((B,), model.start_id, jnp.int32), jnp.zeros((B,), jnp.int32)
+  else:
+    cache = split_cache(empty(model, settings, B, P - 1 + room), axes, mesh)
+  if model.start_id is None and P > 1:
     before = dict(tokens=prompts_BP[:, :-1], segments=segments_BP[:, :-1], positions=positions_BP[:, :-1])
     cache = model.apply(params, before, cache=cache)['cache']
   cache = jax.tree.map(lambda x, axes: x if axes.row < 0 or N == 1 else jnp.repeat(x, N, axis=axes.row), cache, axes)
@@ -101,7 +108,7 @@ def start(model: Model, settings: Settings, mesh: Mesh | None, params, prompts_B
   lengths_B = jnp.sum(segments_BP, axis=1, dtype=jnp.int32)
   each = lambda x_B: jnp.repeat(x_B, N, axis=0)
   return split_rows(Progress(
-      step=jnp.zeros((), jnp.int32), last_R=each(prompts_BP[:, -1]).astype(jnp.int32), position_R=each(jnp.maximum(lengths_B - 1, 0)),
+      step=jnp.zeros((), jnp.int32), last_R=each(last_B).astype(jnp.int32), position_R=each(jnp.maximum(lengths_B - 1, 0) if at_B is None else at_B),
       number_R=jnp.zeros((B * N,), jnp.int32), ended_R=each(lengths_B == 0), key_R=key_BN.reshape(B * N),
       tokens_RT=jnp.full((B * N, T), settings.pad_id, jnp.int32), logps_RT=jnp.zeros((B * N, T), jnp.float32), cache=cache), axes, mesh)
 
@@ -151,6 +158,17 @@ def _choose(settings: Settings, logits_RV: Array, state: Progress) -> Array:
     return pick.greedy(logits_RV)
   uniform_R = jax.vmap(lambda key, number: jax.random.uniform(jax.random.fold_in(key, number)))(state.key_R, state.number_R)
   return pick.draw(uniform_R, logits_RV, temperature=settings.temperature, top_p=settings.top_p, top_k=settings.top_k)
+
+
+def empty(model: Model, settings: Settings, rows: int, slots: int):
+  """The model's cache with nothing in it."""
+  sourced = {} if model.start_id is None else dict(source=settings.source)
+  return model.cache(rows, slots, settings.cache_dtype, **sourced)
+
+
+def as_source(prompts_BP: Array, segments_BP: Array, positions_BP: Array) -> dict[str, Array]:
+  """Prompts as the batch keys that an encoder reads."""
+  return dict(source=prompts_BP, source_segments=segments_BP, source_positions=positions_BP)
 
 
 def axes_of(model: Model, settings: Settings):

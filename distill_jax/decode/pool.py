@@ -36,7 +36,7 @@ def make(model: Model, settings: Settings, mesh: Mesh | None, rows: int, slots: 
   """An empty pool."""
   zeros = jnp.zeros((rows,), jnp.int32)
   axes = loop.axes_of(model, settings)
-  cache = model.cache(rows, slots, settings.cache_dtype)
+  cache = loop.empty(model, settings, rows, slots)
   return loop.split_rows(Pool(zeros, zeros, zeros, zeros, jax.random.split(jax.random.key(0), rows), cache), axes, mesh)
 
 
@@ -55,6 +55,9 @@ def read(model: Model, settings: Settings, mesh: Mesh | None, slots: int, params
   axes = loop.axes_of(model, settings)
   M, W = before_MW.shape
   real_MW = jnp.arange(W)[None] < lengths_M[:, None]
+  if model.start_id is not None:      # an encoder reads them; no token of the decoder stands in the cache yet
+    cache = loop.split_cache(loop.empty(model, settings, M, slots), axes, mesh)
+    return model.apply(params, loop.as_source(before_MW, real_MW.astype(jnp.int32), jnp.arange(W)[None] * real_MW), cache=cache)['cache']
   cache = loop.split_cache(loop.with_shared(model.cache(M, W, settings.cache_dtype), shared), axes, mesh)
   positions_MW = jnp.where(real_MW, offset + jnp.arange(W)[None], 0)
   cache = model.apply(params, dict(tokens=before_MW, segments=real_MW.astype(jnp.int32), positions=positions_MW), cache=cache)['cache']
@@ -70,6 +73,8 @@ def lay(model: Model, settings: Settings, mesh: Mesh | None, pool: Pool, cache, 
   rows = lambda held, new, axes: held if axes.row < 0 else held.at[(slice(None),) * axes.row + (rows_F,)].set(
       jnp.take(new, source_F, axis=axes.row, mode='clip'), mode='drop')
   key_F = jax.vmap(jax.random.fold_in)(keys_lib.fold_ids(key, ids_M2)[source_F], sample_F)
+  if model.start_id is not None:
+    lengths_M = jnp.zeros_like(lengths_M)
   return loop.split_rows(Pool(
       put(pool.last_R, last_M[source_F]), put(pool.position_R, offset + lengths_M[source_F]), put(pool.number_R, jnp.zeros_like(rows_F)),
       put(pool.used_R, lengths_M[source_F]), put(pool.key_R, key_F), jax.tree.map(rows, pool.cache, cache, axes)), axes, mesh)

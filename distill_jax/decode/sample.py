@@ -31,7 +31,7 @@ def sample(model: Model, params, prompts_BP: Array, segments_BP: Array, ids_B2: 
   with its prompt's id and its sample number, then with the number of the token, so neighbours and order do not matter: at the same
   compiled shape the same bits, at another the same text up to near-ties. allowed: ids from here on are never drawn (a padded
   vocabulary). mesh: rows are split over it, params stay as the caller placed them.
-  Stop strings and tools that watch the text as it grows need the host: see `write`.
+  A model with an encoder reads the whole prompt there and starts from its start_id. Stop strings and tools that watch the text as it grows need the host: see `write`.
   """
   settings = loop.check(Settings(max_new_tokens, samples, temperature, top_p, top_k, eos_id, pad_id, allowed, cache_dtype))
   return loop.run(model, settings, mesh, params, prompts_BP, segments_BP, ids_B2, key)
@@ -61,12 +61,13 @@ def write(role: Role, params, prompts: Sequence[str], ids: Sequence[np.ndarray],
                                  -1 if text.eos_id is None else text.eos_id, text.pad_id, text.vocab_size, cache_dtype))
   pieces = watch.Pieces(text) if stop or writer else None
   room = _room(model, max_new_tokens, length)
-  rows, cut = _encode(text, prompts, room)
+  rows, cut = _encode(model, text, prompts, room)
   static = (_static(model, mesh), settings, mesh)
   params, place = _place(model, params, mesh)
   shared, rest = _share(static, params, rows)
   longest = max(map(len, rest), default=1) if length is None else room - shared.length
   sizes = batching.shapes(static[0], settings, params, mesh, batch=batch, longest=longest - 1, texts=len(prompts) * samples)
+  static = (static[0], settings._replace(source=sizes.reads[-1]) if model.start_id is not None else settings, mesh)
   texts: list[list[Any]] = [[None] * samples for _ in prompts]
   done, tokens = 0, 0
   for out in batching.run(static, params, _ready(static[0], params), rest, ids, key, shared=shared.cache, offset=shared.length, sizes=sizes,
@@ -124,9 +125,23 @@ def _room(model: Model, max_new_tokens: int, length: int | None) -> int | None:
   return most - max_new_tokens if length is None else min(most - max_new_tokens, length)
 
 
-def _encode(text, prompts: Sequence[str], room: int | None) -> tuple[list[list[int]], int]:
-  """(ids of each prompt, how many were cut). With the tokenizer's own first token; a prompt of nothing starts from that, or from EOS."""
+def longest(role: Role, prompts: Sequence[str]) -> int:
+  """Tokens of the longest of these prompts, with the one before a prompt (or the one that decoding starts from), in multiples of 16."""
+  encode = role.text.encode_many if role.model.start_id is None else role.text.encode_whole
+  return -(-(max(map(len, encode(prompts))) + 1) // 16) * 16
+
+
+def _encode(model: Model, text, prompts: Sequence[str], room: int | None) -> tuple[list[list[int]], int]:
+  """(ids of each prompt, how many were cut). With the tokenizer's own first token; a prompt of nothing starts from that, or from EOS.
+
+  Of a model with an encoder: what that reads, as the tokenizer itself writes a text, and the token that decoding starts from.
+  """
   first = [] if text.bos_id is None else [text.bos_id]
+  if model.start_id is not None:
+    whole = text.encode_whole(prompts)
+    room = max(map(len, whole), default=0) if room is None else max(room - 1, 1)
+    keep = lambda ids: ids if len(ids) <= room else (first + ids[len(ids) - room + len(first):])[:room]
+    return [keep(ids) + [model.start_id] for ids in whole], sum(len(ids) > room for ids in whole)
   nothing = first or [text.pad_id if text.eos_id is None else text.eos_id]
   rows, cut = [], 0
   for ids in text.encode_many(prompts):

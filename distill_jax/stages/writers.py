@@ -36,14 +36,14 @@ def make(out, definition: Mapping[str, Any], share, how: Mapping[str, Any], *, n
     return _service(out, definition, share, how, name=name, seed=seed, log=log, settings=settings)
   role = load_roles({name: definition}, share.mesh, how, seed=seed)[name]
   # rows wide enough for the longest prompt of all parts, so that every part runs in the same compiled shapes
-  longest = max(len(ids) for ids in role.text.encode_many(prompts)) + 1
+  longest = sample.longest(role, prompts)
   counts = collections.Counter(cut_prompts=0)
 
   def write(parts, progress):
     for part, (asked, ids) in parts.items():
       progress(part, 0)
       texts, stats = sample.write(role, role.params, asked, [keys.id_from_text(i) for i in ids], jax.random.key(seed),
-                                  batch=how.get('batch', 64), length=-(-longest // 16) * 16, mesh=share.mesh, **settings)
+                                  batch=how.get('batch', 64), length=longest, mesh=share.mesh, **settings)
       counts['cut_prompts'] += stats['cut_prompts']
       yield part, [[{**t, 'tokens': len(t['tokens'])} for t in several] for several in texts]
 
