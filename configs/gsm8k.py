@@ -2,6 +2,7 @@
 
     python -m distill_jax.main --config=configs/gsm8k.py             laptop: bundled problems and checkpoints, CPU, minutes
     python -m distill_jax.main --config=configs/gsm8k.py:tiny        seconds; the whole pipeline, for tests
+    python -m distill_jax.main --config=configs/gsm8k.py:tiny_t5     the same with an encoder-decoder (T5) as the student
     python -m distill_jax.main --config=configs/gsm8k.py:recorded --config.tasks.gsm8k.source=DIR --config.stages.written.recorded=FILE
                                                                      real problems and recorded solutions of somebody else's teacher
     python -m distill_jax.main --config=configs/gsm8k.py:api --config.roles.teacher.api.model=NAME --config.roles.teacher.api.base_url=URL
@@ -35,6 +36,10 @@ SIZES = {
         training_how=dict(mesh=dict(fsdp=-1)), label_how=dict(mesh=dict(fsdp=-1)), teacher_how=dict(mesh=dict(data=-1, tensor=4)))},
 }
 
+# the decoder teacher's targets move to the student's rows, whose prompt is the encoder's; teacher and student share a tokenizer
+SIZES['tiny_t5'] = {**SIZES['tiny'], **dict(base_model=dict(model='encoder_decoder', width=64, layers=2, heads=4, mlp_width=128, gated=True,
+                                                            activation='gelu_tanh', tied=False), base_tokenizer='bundled:student')}
+
 
 def get_config(size: str = '') -> ConfigDict:
   """The recipe at one of SIZES, or 'recorded'; 'api', 'tiny-api', 'full-api': those sizes with a teacher behind an API."""
@@ -55,7 +60,7 @@ def get_config(size: str = '') -> ConfigDict:
   c.tasks = _tasks(s.get('source', 'bundled'), s['counts'], s['task_seed'])
   c.roles = dict(
       teacher=dict(load=s['teacher'], **s.get('teacher_as', {})),
-      base=dict(load=s['base'], **s.get('base_as', {})),
+      base=dict(model=s['base_model'], tokenizer=s['base_tokenizer']) if 'base_model' in s else dict(load=s['base'], **s.get('base_as', {})),
       distilled=dict(stage='distill', role='student'),
       answers_only=dict(stage='answers', role='student'),
   )

@@ -27,10 +27,11 @@ from distill_jax.methods.uld import common_spans
 from distill_jax.models import MODELS
 from distill_jax.train.optim import Optimizer
 
-VOCAB, WIDTH, LENGTH, ROWS, MEMBERS = 32, 16, 24, 16, 4
+VOCAB, WIDTH, LENGTH, ROWS, MEMBERS, SOURCE = 32, 16, 24, 16, 4, 30
 
 SHAPES = {
     'llama': dict(kv_heads=1),
+    't5': dict(gated=True, activation='gelu_tanh', buckets=8, furthest=10),
     'gpt2': dict(norm='layer', positions='learned', activation='gelu_tanh', gated=False, attention_bias=True, mlp_bias=True),
 }
 
@@ -54,7 +55,8 @@ def role(seed: int, shape: str = 'llama', **overrides) -> Role:
   return Role(made, None, params, f'{seed:016x}')
 
 
-def texts(rng: np.random.Generator, count: int, *, shortest: int = 4, longest: int = 12, reward: bool = False) -> list[dict[str, Any]]:
+def texts(rng: np.random.Generator, count: int, *, shortest: int = 4, longest: int = 12, reward: bool = False,
+          source: bool = False) -> list[dict[str, Any]]:
   """`count` tokenised examples with ragged lengths and weights 0, 0.5, 1 and 2; the first target of each is a prompt's."""
   out = []
   for _ in range(count):
@@ -63,6 +65,8 @@ def texts(rng: np.random.Generator, count: int, *, shortest: int = 4, longest: i
     weights = rng.choice(np.asarray([0, 0.5, 1, 2], np.float32), n)
     weights[0], weights[-1] = 0.0, 1.0
     more = dict(reward=np.float32(rng.normal())) if reward else {}
+    if source:
+      more['source'] = rng.integers(0, VOCAB, int(rng.integers(1, longest + 1))).astype(np.int32)
     out.append(dict(id=keys.content_id(whole.tolist(), len(out)), tokens=whole[:-1], targets=whole[1:], weights=weights, **more))
   return out
 
@@ -81,14 +85,15 @@ class Example(NamedTuple):
     return {name: one.params for name, one in self.roles.items()}
 
 
-def packed_batch(key: jax.Array, *, reward: bool = False, length: int = LENGTH) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def packed_batch(key: jax.Array, *, reward: bool = False, length: int = LENGTH, source: bool = False) -> tuple[list[dict[str, Any]], dict[str, Any]]:
   """(examples, batch of ROWS packed rows)."""
   rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
-  made = texts(rng, ROWS * 5, reward=reward)
-  bins = rows_lib.pack([len(e['tokens']) for e in made], length=length, most=3)[:ROWS]
+  made = texts(rng, ROWS * 5, reward=reward, source=source)
+  sources = dict(source_lengths=[len(e['source']) for e in made], source_length=SOURCE) if source else {}
+  bins = rows_lib.pack([len(e['tokens']) for e in made], length=length, most=3, **sources)[:ROWS]
   chosen = [made[i] for members in bins for i in members]
   numbers = iter(range(len(chosen)))
-  packed = rows_lib.Rows(chosen, [[next(numbers) for _ in members] for members in bins], length=length)
+  packed = rows_lib.Rows(chosen, [[next(numbers) for _ in members] for members in bins], length=length, source_length=SOURCE if source else None)
   return chosen, packed.batch(range(len(packed)))
 
 
@@ -100,13 +105,13 @@ def unpacked_batch(key: jax.Array, *, length: int = LENGTH) -> tuple[list[dict[s
 
 def _sft(key, keywords, **shape):
   roles = {'student': role(1, **shape)}
-  plain, batch = packed_batch(key)
+  plain, batch = packed_batch(key, source=shape['shape'] == 't5')
   return Example(METHODS['sft'](roles, **keywords), roles, ('student',), batch, keywords, plain)
 
 
 def _logit_kd(key, keywords, **shape):
   roles = {'student': role(1, **shape), 'teacher': role(2, **shape)}
-  plain, batch = packed_batch(key)
+  plain, batch = packed_batch(key, source=shape['shape'] == 't5')
   return Example(METHODS['logit_kd'](roles, **keywords), roles, ('student',), batch, keywords, plain)
 
 
@@ -117,7 +122,7 @@ def _gkd(key, keywords, **shape):
   """Rows of one example each, which rollouts can continue."""
   roles = {'student': role(1, **shape)._replace(text=ENDS), 'teacher': role(2, **shape)}
   keywords = {'max_new_tokens': 8, **keywords}
-  plain, batch = packed_batch(key) if keywords.get('on_policy') == 0 else unpacked_batch(key)
+  plain, batch = packed_batch(key, source=shape['shape'] == 't5') if keywords.get('on_policy') == 0 else unpacked_batch(key, source=shape['shape'] == 't5')
   return Example(METHODS['gkd'](roles, **keywords), roles, ('student',), batch, keywords, plain)
 
 

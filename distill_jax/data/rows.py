@@ -66,19 +66,23 @@ def declared(name: str) -> Key:
   return KEYS[name]
 
 
-def render(text, prompt: str, completion: str, *, id_2: np.ndarray, loss_on_prompt: bool = False) -> Example:
+def render(text, prompt: str, completion: str, *, id_2: np.ndarray, loss_on_prompt: bool = False, start_id: int | None = None) -> Example:
   """One example from a prompt and its completion: tokens, targets, weights [n], EOS always supervised.
 
   Prompt and completion are tokenised apart, as decoding will see them. The shift by one happens here and nowhere else.
+  start_id: that of a model with an encoder (`Model.start_id`): the prompt becomes `source`, tokens are start_id and the completion.
   """
+  if start_id is not None and loss_on_prompt:
+    raise ValueError('loss_on_prompt=True: an encoder reads the prompt, and predicts nothing there; leave it out for this model')
   start = [] if text.bos_id is None else [text.bos_id]
-  asked = start + text.encode(prompt)
+  asked = start + text.encode(prompt) if start_id is None else [start_id]
   written = text.encode(completion) + [text.require_end()]
   whole = np.asarray(asked + written, np.int32)
   weights = np.ones(len(whole) - 1, np.float32)
   if not loss_on_prompt:
     weights[:max(len(asked) - 1, 0)] = 0.0
-  return {'id': np.asarray(id_2, np.uint32), 'tokens': whole[:-1], 'targets': whole[1:], 'weights': weights}
+  example = {'id': np.asarray(id_2, np.uint32), 'tokens': whole[:-1], 'targets': whole[1:], 'weights': weights}
+  return example if start_id is None else {**example, 'source': np.asarray(text.encode_whole([prompt])[0], np.int32)}
 
 
 class Fit(NamedTuple):

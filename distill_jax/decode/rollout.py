@@ -42,6 +42,8 @@ def write(model: Model, params, batch: Mapping[str, Any], where_B: Array, key: A
   1. Keys 'wrote' and 'ended' say by row whether it was written and whether it ended. Labels, which are of other tokens, are dropped.
   The log-probabilities are those of `model` at temperature 1, 0 elsewhere.
   """
+  if model.start_id is not None:
+    raise ValueError('rollouts continue the prompt in the tokens of a row; this student reads its prompt with an encoder: take sft or logit_kd')
   tokens_BL, targets_BL, weights_BL = batch['tokens'], batch['targets'], batch['weights']
   B, L = tokens_BL.shape
   where_B = where_B & jnp.any(weights_BL > 0, axis=1)

@@ -15,7 +15,7 @@ from flax.core import FrozenDict
 
 from distill_jax.core import mesh as mesh_lib
 from distill_jax.core.types import Head, Model
-from distill_jax.models import layers as parts
+from distill_jax.models import attention, layers as parts
 
 Array = jax.Array
 
@@ -113,13 +113,13 @@ class Block(nnx.Module):
     self.mlp = nnx.Dict(dict(up=linear(width, inner), down=linear(inner, width)))
     self.mlp_norm = norm()
 
-  def __call__(self, x_BTD: Array, mask_BTS: Array, key_B: Array | None, number: Array | int) -> Array:
+  def __call__(self, x_BTD: Array, sight: attention.Sight, key_B: Array | None, number: Array | int) -> Array:
     enter = lambda y: mesh_lib.constrain(y, 'batch', mesh_lib.apart('length', 'heads'), None)
     leave = lambda y, site: parts.drop(mesh_lib.constrain(y, 'batch', 'length', None), key_B, self.dropout, number, site)
     y, (B, T, D) = enter(x_BTD), x_BTD.shape
     heads = lambda name, length: mesh_lib.constrain(
         self.attention[name](y).reshape(B, T, self.heads, -1).transpose(0, 2, 1, 3), 'batch', 'heads', length, None)
-    mixed = parts.attend(heads('q', 'length'), heads('k', None), heads('v', None), mask_BTS)
+    mixed = attention.attend(heads('q', 'length'), heads('k', None), heads('v', None), sight)
     x = self.attention_norm(x_BTD + leave(self.attention['o'](mixed.transpose(0, 2, 1, 3).reshape(B, T, D)), 0))
     inner = ACTIVATIONS[self.activation](self.mlp['up'](enter(x)))
     return self.mlp_norm(x + leave(self.mlp['down'](inner), 1))
@@ -183,8 +183,8 @@ def _apply(config: Mapping[str, Any], params, batch: Mapping[str, Any], *, key_B
   tokens = jnp.asarray(batch['tokens'])
   segments = jnp.asarray(batch['segments']) if 'segments' in batch else jnp.ones(tokens.shape, jnp.int32)
   x = mesh_lib.constrain(parts.drop(_embed(config, params, batch, tokens, segments), key_B, config['dropout'], 0), 'batch', 'length', None)
-  mask = (segments[:, :, None] == segments[:, None]) & (segments > 0)[:, :, None]
-  x, seen = _blocks(config, params, x, mask, key_B, 'layers' in want)
+  sight = attention.look(segments, jnp.broadcast_to(jnp.arange(tokens.shape[1])[None], tokens.shape), None)
+  x, seen = _blocks(config, params, x, sight, key_B, 'layers' in want)
   out = dict(encoded=x, hidden=x)
   if config['lm_head']:
     out |= dict(hidden=nnx.merge(_graph(Transform, config), params['transform'])(x),
@@ -212,13 +212,13 @@ def _embed(config, params, batch, tokens: Array, segments: Array) -> Array:
   return nnx.merge(_graph(_norm, config), embed['norm'])(x)
 
 
-def _blocks(config, params, x, mask, key_B, keep: bool) -> tuple[Array, Array | None]:
+def _blocks(config, params, x, sight, key_B, keep: bool) -> tuple[Array, Array | None]:
   """All blocks, scanned -> (x, what left each [n, B, T, D] if `keep`)."""
   graph = _graph(Block, config)
 
   def block(x, scanned):
     weights, number = scanned
-    x = nnx.merge(graph, mesh_lib.gather(weights, BLOCK_AXES))(x, mask, key_B, number)
+    x = nnx.merge(graph, mesh_lib.gather(weights, BLOCK_AXES))(x, sight, key_B, number)
     x = mesh_lib.constrain(x, 'batch', 'length', None)
     return x, x if keep else None
 

@@ -6,7 +6,7 @@
 Shapes: B rows, T tokens of this call, S slots that may be attended, M source tokens, D width, H heads, C width of a head, N buckets.
 """
 import functools
-from typing import Any, Mapping, NamedTuple, Sequence
+from typing import Any, Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from flax.core import FrozenDict
 
 from distill_jax.core import mesh as mesh_lib
 from distill_jax.core.types import Head, Model
-from distill_jax.models import cache as cache_lib, layers as parts, relative
+from distill_jax.models import attention, cache as cache_lib, layers as parts, relative
 
 Array = jax.Array
 
@@ -129,20 +129,12 @@ class Mlp(nnx.Module):
     return self.down(act(self.up(x)) if self.gate is None else act(self.gate(x)) * self.up(x))
 
 
-class Sight(NamedTuple):
-  """Who may see whom, [B, T, S], and the bias of scores, [1 or B, H, T, S] or None."""
-  mask_BTS: Array
-  bias: Array | None = None
-
-
-def attend(q_BHTC: Array, k_BHSC: Array, v_BHSC: Array, sight: Sight, *, scales: tuple[Array, Array] | None = None) -> Array:
-  """softmax(q k + bias) v over what may be seen -> [B, H, T, C]. A query that may see nothing gives a finite mean. scales: of an int8 cache."""
+def attend_held(q_BHTC: Array, k_BHSC: Array, v_BHSC: Array, *, mask_BTS: Array, bias_BHTS: Array, scales: tuple[Array, Array] | None = None) -> Array:
+  """As `attention.attend`, for a few queries on a cache, where positions and so the bias differ from row to row."""
   scores = jnp.einsum('bhtc,bhsc->bhts', q_BHTC, k_BHSC, preferred_element_type=jnp.float32)
   if scales is not None:
     scores = scores * scales[0][:, :, None]
-  if sight.bias is not None:
-    scores = scores + sight.bias
-  shares = jax.nn.softmax(jnp.where(sight.mask_BTS[:, None], scores, parts.FAR_BELOW), axis=-1)
+  shares = jax.nn.softmax(jnp.where(mask_BTS[:, None], scores + bias_BHTS, attention.FAR_BELOW), axis=-1)
   if scales is not None:
     shares = shares * scales[1][:, :, None]
   return jnp.einsum('bhts,bhsc->bhtc', shares.astype(v_BHSC.dtype), v_BHSC)
@@ -158,21 +150,21 @@ class Block(nnx.Module):
     self.cross_norm, self.cross = (norm(), Attention(config, rngs=rngs)) if crossing else (None, None)
     self.mlp_norm, self.mlp = norm(), Mlp(config, rngs=rngs)
 
-  def __call__(self, x: Array, sight: Sight, store, source, key_B: Array | None, number: Array | int) -> tuple[Array, Any]:
-    """(x, what `store` kept). store(k, v) -> (all keys, all values, more of `attend`, what is kept).
+  def __call__(self, x: Array, attend: Callable, store: Callable, source, key_B: Array | None, number: Array | int) -> tuple[Array, Any]:
+    """(x, what `store` kept). store(k, v) -> (all keys, all values, more of `attend`, what is kept); attend(q, k, v, **more).
 
-    source: (Sight on the source, its states [B, M, D] or its keys, values and more of `attend`), None in an encoder. number: which
+    source: (attend, the states [B, M, D] of the source or its keys, values and more of `attend`), None in an encoder. number: which
     block this is; dropout keys are folded with it.
     """
     enter = lambda y: mesh_lib.constrain(y, 'batch', mesh_lib.apart('length', 'heads'), None)
     leave = lambda y, site: parts.drop(mesh_lib.constrain(y, 'batch', 'length', None), key_B, self.dropout, number, site)
     y = enter(self.attention_norm(x))
     k, v, more, kept = store(*self.attention.keys(y))
-    x = x + leave(self.attention.leave(attend(self.attention.queries(y), k, v, sight, **more)), 0)
+    x = x + leave(self.attention.leave(attend(self.attention.queries(y), k, v, **more)), 0)
     if source is not None:
-      across, said = source
+      attend, said = source
       k, v, more = said if isinstance(said, tuple) else (*self.cross.keys(said), {})
-      x = x + leave(self.cross.leave(attend(self.cross.queries(enter(self.cross_norm(x))), k, v, across, **more)), 1)
+      x = x + leave(self.cross.leave(attend(self.cross.queries(enter(self.cross_norm(x))), k, v, **more)), 1)
     return x + leave(self.mlp(enter(self.mlp_norm(x))), 2), kept
 
 
@@ -248,21 +240,27 @@ def _norm_graph(width: int, eps: float):
   return nnx.split(nnx.eval_shape(lambda: parts.Norm(width, kind='rms', eps=eps, rngs=nnx.Rngs(params=jax.random.key(0)))))[0]
 
 
-def _same(segments_BT: Array, segments_BS: Array) -> Array:
-  return (segments_BT[:, :, None] == segments_BS[:, None]) & (segments_BT > 0)[:, :, None]
+def _attending(segments_BT: Array, slots_T: Array | None, held: Mapping[str, Any] | None = None, bias_HTS: Array | None = None) -> Callable:
+  """`attention.attend` of tokens on themselves, or on `held`; nothing divides the scores. Inside a segment slots are as far apart as positions."""
+  slots = jnp.broadcast_to(jnp.arange(segments_BT.shape[1])[None], segments_BT.shape)
+  return functools.partial(attention.attend, sight=attention.look(segments_BT, slots, slots_T, held), scale=1.0, bias_HTS=bias_HTS)
+
+
+def _across(segments_BT: Array, segments_BM: Array) -> Callable:
+  return _attending(segments_BT, None, dict(segments=segments_BM, positions=jnp.zeros_like(segments_BM)))
 
 
 def _back(T: int) -> Array:
-  """Query minus slot of a row, [1, T, T]: inside one segment the difference of slots is that of positions."""
-  return (jnp.arange(T)[:, None] - jnp.arange(T)[None])[None]
+  """Query minus slot of a row, [T, T]."""
+  return jnp.arange(T)[:, None] - jnp.arange(T)[None]
 
 
 def _encode(config, params, batch, key_B, keep: bool) -> tuple[Array, Array | None]:
   """(encoded [B, M, D], what left each block)."""
   segments = _segments(batch, 'source')
-  sight = Sight(_same(segments, segments), relative.bias(params['encoder']['bias'], _back(segments.shape[1]), furthest=config['furthest'], both=True))
+  bias = relative.bias(params['encoder']['bias'], _back(segments.shape[1]), furthest=config['furthest'], both=True)
   x = _embed(config, params, batch['source'], segments, key_B, 0)
-  x, seen = _scan(config, params['layers']['encoder'], x, sight, None, key_B, 1, keep)
+  x, seen = _scan(config, params['layers']['encoder'], x, _attending(segments, None, bias_HTS=bias), None, key_B, 1, keep)
   return _norm(config, params['encoder'], x), seen
 
 
@@ -273,10 +271,10 @@ def _decode(config, params, batch, encoded, cache, key_B, keep: bool):
   x = _embed(config, params, batch['tokens'], segments, key_B, DECODER_SITES)
   bias = functools.partial(relative.bias, params['decoder']['bias'], furthest=config['furthest'], both=False)
   if cache is None:
-    sight = Sight(_same(segments, segments) & (_back(T) >= 0), bias(_back(T)))
-    source = Sight(_same(segments, _segments(batch, 'source'))), encoded
+    attend = _attending(segments, jnp.arange(T, dtype=jnp.int32), bias_HTS=bias(_back(T)))
+    source = _across(segments, _segments(batch, 'source')), encoded
     if 'decoder' in params['layers']:
-      return *_scan(config, params['layers']['decoder'], x, sight, source, key_B, DECODER_SITES + 1, keep), None
+      return *_scan(config, params['layers']['decoder'], x, attend, source, key_B, DECODER_SITES + 1, keep), None
     sources, store = [source] * config['decoder_layers'], lambda number: _keep_nothing
   else:
     start = cache['index']
@@ -284,24 +282,25 @@ def _decode(config, params, batch, encoded, cache, key_B, keep: bool):
     positions = jnp.asarray(batch['positions']) if 'positions' in batch else jnp.broadcast_to(slots[None], segments.shape)
     cache = {**cache, **cache_lib.places(cache, segments, positions)}
     before = slots[:, None] >= jnp.arange(cache['segments'].shape[1])[None]
-    sight = Sight(_same(segments, cache['segments']) & before[None], bias(positions[:, :, None] - cache['positions'][:, None]))
-    across = Sight(_same(segments, cache['source_segments']))
+    mine = (segments[:, :, None] == cache['segments'][:, None]) & (segments > 0)[:, :, None]
+    attend = functools.partial(attend_held, mask_BTS=mine & before[None], bias_BHTS=bias(positions[:, :, None] - cache['positions'][:, None]))
+    across = _across(segments, cache['source_segments'])
     sources = [(across, _held_source(cache, number, x.dtype)) for number in range(config['decoder_layers'])]
-    store = lambda number: functools.partial(cache_lib.store, cache_lib.layer(cache, number), start)
-  x, seen, stored = _one_by_one(config, _blocks(config, params), x, sight, sources, store, key_B)
+    store = lambda number: functools.partial(_store, cache_lib.layer(cache, number), start)
+  x, seen, stored = _one_by_one(config, _blocks(config, params), x, attend, sources, store, key_B)
   if cache is not None:
     cache = {**cache, **{name: tuple(each[name] for each in stored) for name in stored[0]}, 'index': cache['index'] + T}
   return x, jnp.stack(seen) if keep else None, cache
 
 
-def _scan(config, stack, x, sight, source, key_B, first: int, keep: bool) -> tuple[Array, Array | None]:
+def _scan(config, stack, x, attend, source, key_B, first: int, keep: bool) -> tuple[Array, Array | None]:
   """All blocks of one side -> (x, what left each [n, B, T, D] if `keep`). first: the number of the first block."""
   graph, count = _graph(config, source is not None), jax.tree.leaves(stack)[0].shape[0]
 
   def block(x, scanned):
     weights, number = scanned
     weights = mesh_lib.gather(weights, BLOCK_AXES)      # inside the scan, so that no more than a layer is whole at a time
-    x = mesh_lib.constrain(nnx.merge(graph, weights)(x, sight, _keep_nothing, source, key_B, number)[0], 'batch', 'length', None)
+    x = mesh_lib.constrain(nnx.merge(graph, weights)(x, attend, _keep_nothing, source, key_B, number)[0], 'batch', 'length', None)
     return x, x if keep else None
 
   if config['remat'] != 'none':
@@ -309,14 +308,20 @@ def _scan(config, stack, x, sight, source, key_B, first: int, keep: bool) -> tup
   return jax.lax.scan(block, x, (stack, first + jnp.arange(count)))
 
 
-def _one_by_one(config, blocks: Sequence[Any], x, sight, sources, store, key_B):
+def _one_by_one(config, blocks: Sequence[Any], x, attend, sources, store, key_B):
   """All blocks of the decoder, each with its own part of the cache -> (x, what left each, what each stored)."""
   graph, seen, stored = _graph(config, True), [], []
   for number, weights in enumerate(blocks):
-    x, kept = nnx.merge(graph, weights)(x, sight, store(number), sources[number], key_B, DECODER_SITES + 1 + number)
+    x, kept = nnx.merge(graph, weights)(x, attend, store(number), sources[number], key_B, DECODER_SITES + 1 + number)
     seen.append(x)
     stored.append(kept)
   return x, seen, stored
+
+
+def _store(held, start: Array, k, v):
+  """As `cache.store`, without the prefixes that rows of a decoder may share: what prompts begin with is the encoder's here."""
+  k, v, more, kept = cache_lib.store(held, start, k, v)
+  return k, v, {name: value for name, value in more.items() if name != 'shared'}, kept
 
 
 def _keep_nothing(k, v):

@@ -7,6 +7,10 @@ from distill_jax.core.types import Role
 from distill_jax.stages.roles import parameters
 
 LOADING = {
+    'encoder_decoder': '''from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+tokenizer = AutoTokenizer.from_pretrained(DIR)
+model = AutoModelForSeq2SeqLM.from_pretrained(DIR)
+''',
     'merged': '''from transformers import AutoModelForCausalLM, AutoTokenizer
 tokenizer = AutoTokenizer.from_pretrained(DIR)
 model = AutoModelForCausalLM.from_pretrained(DIR)
@@ -48,12 +52,14 @@ def _what(role: Role, form: str, dtype: str, base: str) -> str:
   size = f'{parameters(role):,} parameters ({config["layers"]} layers of width {config["width"]}, vocabulary of {config["vocab_size"]:,})'
   if form == 'adapter':
     return f'A low-rank adapter (rank {config["lora"]["rank"]}) of a causal language model; with its base {size}. The base is `{base}`.'
-  return f'A causal language model of {size}, stored as {dtype}.'
+  kind = 'A causal language model' if role.model.start_id is None else 'An encoder-decoder (text to text)'
+  return f'{kind} of {size}, stored as {dtype}.'
 
 
 def _loading(role: Role, form: str, prompt: str, base: str) -> str:
-  return ('## How to load it\n\nDIR is this directory.\n\n```python\n' + LOADING[form].format(base=base) +
-          f'ids = tokenizer({prompt!r}, return_tensors="pt", add_special_tokens={role.text.bos_id is not None})\n'
+  way, special = (form, role.text.bos_id is not None) if role.model.start_id is None else (role.model.name, True)
+  return ('## How to load it\n\nDIR is this directory.\n\n```python\n' + LOADING[way].format(base=base) +
+          f'ids = tokenizer({prompt!r}, return_tensors="pt", add_special_tokens={special})\n'
           'print(tokenizer.decode(model.generate(**ids, max_new_tokens=160)[0]))\n```')
 
 

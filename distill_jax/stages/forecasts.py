@@ -53,7 +53,7 @@ def describe(definition: Mapping[str, Any]) -> tuple[int, int, int]:
     config.setdefault('vocab_size', tokenizer['bpe'] if isinstance(tokenizer, Mapping) else load_tokenizer(definition).vocab_size)
   config = {**config, **definition.get('overrides', {})}
   shapes = jax.eval_shape(MODELS[name](**config).init, jax.random.key(0))
-  return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(shapes)), config['max_length'], config['vocab_size']
+  return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(shapes)), config.get('max_length', 1 << 30), config['vocab_size']
 
 
 def load_tokenizer(definition: Mapping[str, Any]) -> text_lib.Text | None:

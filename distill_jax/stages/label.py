@@ -33,12 +33,14 @@ def fingerprints(roles: Mapping[str, Role], trained=('student',)) -> dict[str, s
 
 
 def label(out, inputs, *, seed, how, log, roles, method, task=None, split='train', count=None, target='written', loss_on_prompt=False,
-          length=256, overlong='drop', part=1024, dtype='float32', trained=('student',), cache=None) -> dict[str, Any]:
+          length=256, source_length=None, overlong='drop', part=1024, dtype='float32', trained=('student',), cache=None) -> dict[str, Any]:
   """Runs method.label over the examples of the inputs (or of a task's split) and writes them with their labels, example by example.
 
   roles: all of the method's; those in `trained` only say what is labelled for.  dtype: of float labels in the shards ('float16' halves them).
   cache: keywords of data.cache.Cache, for top-k labels: codec 'raw' or 'compact', mass, nats, draws (which need the method's k to be the
   whole vocabulary). A compact cache keeps no labels of targets under weight 0.
+  Rows are rendered for the models that label; where only one of them and the student has an encoder, labels of the completion are moved to
+  the student's rows.  source_length: tokens that an encoder reads (default: length).
   The method refuses when its labels read memory or a trained role.  how: batch, mesh, rules, role_rules; groups of hosts take parts in turn.
   """
   cache = cache_lib.make_cache(**(cache or {}))
@@ -53,8 +55,13 @@ def label(out, inputs, *, seed, how, log, roles, method, task=None, split='train
     raise ValueError(f'label: method {method["method"]!r} {why}; leave this stage out')
   data = records.data_inputs(inputs)
   rows = [row for path in data.values() for row in records.read(path)] if data else records.people(task, split, count)
-  fitted = rows_lib.fit(records.render(text, rows, target=target, task=task, loss_on_prompt=loss_on_prompt, more=made.more), length=length, overlong=overlong)
-  examples = sorted(fitted.examples, key=lambda e: tuple(e['id']))
+  says = records.start_of({name: role for name, role in loaded.items() if name not in trained and role.model.name != 'encoder'}, stage='label')
+  learns = loaded['student'].model.start_id if 'student' in loaded else says
+  render = lambda start_id: records.render(text, rows, target=target, task=task, loss_on_prompt=loss_on_prompt, more=made.more, start_id=start_id)
+  source_length = source_length or length
+  movable = overlong == 'drop' and not loss_on_prompt and made.more is None
+  fitted, asked = _fit(render, says, learns, length=length, source_length=source_length, overlong=overlong, movable=movable)
+  examples = fitted.examples
   feed.check_batch(batch, mesh, 1)
   params = {name: role.params for name, role in loaded.items() if name not in trained}
   say = saying(made, cache, seed, mesh, layout(how))
@@ -64,8 +71,9 @@ def label(out, inputs, *, seed, how, log, roles, method, task=None, split='train
   for index in share.todo(out, parts):
     log.progress(index * part, len(examples), unit='examples')
     chosen = examples[index * part:(index + 1) * part]
-    labels = _label_part(say, params, chosen, length=length, batch=batch, mesh=mesh,
+    labels = _label_part(say, params, asked[index * part:(index + 1) * part], length=length, source_length=source_length, batch=batch, mesh=mesh,
                          dtype='float32' if cache.codec == codec.NAME else dtype)
+    labels = {name: [_moved(name, x, len(e['tokens'])) for x, e in zip(values, chosen)] for name, values in labels.items()}
     labels = _keep(labels, chosen, cache, method=method['method'], vocab_size=vocab_size)
     share.write(out, index, parts, {'id': np.stack([e['id'] for e in chosen]), **{k: [e[k] for e in chosen] for k in plain}, **labels})
   log.progress(len(examples), len(examples), unit='examples')
@@ -83,6 +91,31 @@ def label(out, inputs, *, seed, how, log, roles, method, task=None, split='train
     masses = [_mass(*row) for row in zip(*[some[name] for name in (*cache_lib.LABELS, 'weights')])]
     summary['kept_mass'] = float(np.mean([m.mean() for m in masses if len(m)]))
   return summary
+
+
+def _fit(render, says: int | None, learns: int | None, *, length, source_length, overlong, movable: bool):
+  """(the examples as the student reads them, with how many others there were; the same as those read them that label), sorted by id."""
+  fit = lambda start_id: rows_lib.fit(render(start_id), length=length, overlong=overlong, source_length=None if start_id is None else source_length)
+  fitted = fit(learns)
+  examples = sorted(fitted.examples, key=lambda e: tuple(e['id']))
+  if says == learns:
+    return fitted._replace(examples=examples), examples
+  if not movable:
+    raise ValueError("label: the student and the models that label read prompts in different ways; this works with overlong='drop', without "
+                     'loss_on_prompt and for methods that add no keys of their own to an example')
+  other = {tuple(e['id']): e for e in fit(says).examples}
+  both = [e for e in examples if tuple(e['id']) in other]
+  return fitted._replace(examples=both, dropped=fitted.dropped + len(examples) - len(both)), [other[tuple(e['id'])] for e in both]
+
+
+def _moved(name: str, values_LX: np.ndarray, count: int) -> np.ndarray:
+  """Labels of a row's tokens as those of the `count` tokens of another row that ends in the same targets; absent where only that has tokens."""
+  if rows_lib.declared(name).kind != 'token' or len(values_LX) == count:
+    return values_LX
+  if len(values_LX) > count:
+    return values_LX[-count:]
+  before = np.full((count - len(values_LX), *values_LX.shape[1:]), -1 if name == cache_lib.LABELS[0] else 0, values_LX.dtype)
+  return np.concatenate([before, values_LX])
 
 
 def _mass(ids_LK, logps_LK, weights_L):
@@ -137,9 +170,9 @@ def _encode(ids_LK, logps_LK, weights_L, cache, *, vocab_size):
   return data, np.float32(lost_L.mean() if len(lost_L) else 0)
 
 
-def _label_part(say, params, examples, *, length, batch, mesh, dtype) -> dict[str, list]:
+def _label_part(say, params, examples, *, length, source_length, batch, mesh, dtype) -> dict[str, list]:
   """Labels of each example, cut to its tokens. All batches have one shape; the last is filled with repeats."""
-  rows = rows_lib.Rows(examples, [[i] for i in range(len(examples))], length=length)
+  rows = rows_lib.unpacked(examples, length=length, source_length=source_length)
   place = {bins[0]: n for n, bins in enumerate(rows.bins)}
   order = [place[i] for i in range(len(examples))]
   out: dict[str, list] = {}

@@ -6,7 +6,7 @@ from typing import Any, Callable, Iterable, Mapping, Sequence
 import numpy as np
 
 from distill_jax.core import keys
-from distill_jax.core.types import Task
+from distill_jax.core.types import Role, Task
 from distill_jax.data import rows as rows_lib, shards
 from distill_jax.tasks import TASKS
 
@@ -67,8 +67,9 @@ def pair(row: Mapping[str, Any], *, target: str, task: Task | None) -> tuple[str
 
 
 def render(text, rows: Iterable[Mapping[str, Any]], *, target: str = 'written', task: Task | None = None,
-           loss_on_prompt: bool = False, more: Callable | None = None) -> list[rows_lib.Example]:
-  """Tokenised examples of records; their ids are those of prompt, completion and sample number. more: `Method.more`."""
+           loss_on_prompt: bool = False, more: Callable | None = None, start_id: int | None = None) -> list[rows_lib.Example]:
+  """Tokenised examples of records; their ids are those of prompt, completion and sample number. more: `Method.more`. start_id: as in
+  `data.rows.render`."""
   if target not in TARGETS:
     raise ValueError(f'target={target!r}: one of {", ".join(TARGETS)}')
   if target == 'gold' and task is None:
@@ -77,9 +78,18 @@ def render(text, rows: Iterable[Mapping[str, Any]], *, target: str = 'written', 
   for row in rows:
     prompt, completion = pair(row, target=target, task=task)
     example = rows_lib.render(text, prompt, completion, id_2=keys.content_id(row['id'], row['sample'], prompt, completion),
-                              loss_on_prompt=loss_on_prompt)
+                              loss_on_prompt=loss_on_prompt, start_id=start_id)
     out.append(example if more is None else {**example, **more(prompt, completion, example)})
   return out
+
+
+def start_of(roles: Mapping[str, Role], *, stage: str) -> int | None:
+  """The start_id by which rows are rendered for all of these roles, see `data.rows.render`. ValueError where they differ."""
+  starts = {name: role.model.start_id for name, role in roles.items()}
+  if len(set(starts.values())) > 1:
+    says = ', '.join(f'{name} {"reads prompts in its tokens" if start is None else f"has an encoder (start_id={start})"}' for name, start in starts.items())
+    raise ValueError(f'{stage}: one row cannot serve all of its roles: {says}. Where one of them is frozen, let a label stage keep what it says')
+  return next(iter(starts.values()), None)
 
 
 def bootstrap(values: np.ndarray, *, seed: int = 0, draws: int = 2000) -> tuple[float, float]:

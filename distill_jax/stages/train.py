@@ -18,10 +18,11 @@ from distill_jax.train import checkpoint, clock, loop, optim as optim_lib, step 
 VALIDATION = dict(every=200, metric='accuracy', split='dev', count=64, patience=None, max_new_tokens=160, batch=64)
 
 
-def train(out, inputs, *, seed, how, log, roles, method, steps, batch, optim, length=256, task=None, split='train', count=None,
+def train(out, inputs, *, seed, how, log, roles, method, steps, batch, optim, length=256, source_length=None, task=None, split='train', count=None,
           target='written', loss_on_prompt=False, overlong='drop', pack=True, validate=None, title=None) -> dict[str, Any]:
   """Trains every role that has an entry in `optim` for `steps` steps of `batch` rows of `length` tokens.
 
+  source_length: tokens of a row that an encoder reads, for models that have one (default: length).
   Data: the label or text shards of the inputs, else what people wrote in `split` of the task (its first `count` examples).
   target: see records.pair.  optim: keywords of train.optim.optimizer by role; a flat dict means the role 'student'.
   validate: dict(every=..., metric='accuracy' (the task's grade of greedy texts) or 'loss' (held-out cross-entropy), split='dev', count=64,
@@ -34,7 +35,7 @@ def train(out, inputs, *, seed, how, log, roles, method, steps, batch, optim, le
   task = records.make_task(task) if task is not None else None
   mesh, microbatches, rules = mesh_lib.make_mesh(how.get('mesh')), how.get('microbatches', 1), layout(how)
   loaded, rows, facts_of_data = _read(inputs, roles, mesh, how, method=method, seed=seed, task=task, split=split, count=count, target=target, optim=optim,
-                                      loss_on_prompt=loss_on_prompt, overlong=overlong, length=length, pack=pack)
+                                      loss_on_prompt=loss_on_prompt, overlong=overlong, length=length, source_length=source_length, pack=pack)
   params = {name: role.params for name, role in loaded.items()}
   loaded = {name: role._replace(params=None) for name, role in loaded.items()}
   made, optimizers, run, state, frozen = make_run(
@@ -48,7 +49,7 @@ def train(out, inputs, *, seed, how, log, roles, method, steps, batch, optim, le
   saved = checkpoint.Checkpoints(out / 'checkpoints', keep=how.get('keep', 2))
   state, start, facts = _resume(saved, state, steps, log)
   skips = loop.Skips(how.get('skips', 10), step_lib.find_rows(made, loaded, optimizers, mesh=mesh, rules=rules))
-  validation = _validation(validate, out, loaded, mesh, task=task, seed=seed, length=length, log=log)
+  validation = _validation(validate, out, loaded, mesh, task=task, seed=seed, length=length, source_length=source_length, log=log)
   open_feed = lambda first: feed.Feed(rows, batch=batch, seed=seed, start=first, stop=steps, mesh=mesh)
   log.say(f'{title}: {len(rows):,} rows of {length} ({100 * rows.tokens / (len(rows) * length):.0f} % full), '
           f'{sum(sizes.values()):,} parameters{"" if learn == sum(sizes.values()) else f" ({learn:,} learn)"}, {steps - start:,} steps to do')
@@ -98,6 +99,7 @@ class Labelled:
     self._opened = opened
     self._names = [name for name in opened.columns if name not in ('id', cache.LOST)]
     self.lengths = [len(tokens) for tokens in opened.column('tokens')]
+    self.source_lengths = [len(source) for source in opened.column('source')] if 'source' in opened.columns else None
 
   def __len__(self):
     return len(self._opened)
@@ -127,7 +129,7 @@ class Decoded(Mapping):
     return len(list(iter(self)))
 
 
-def _read(inputs, roles, mesh, how, *, method, seed, task, split, count, target, optim, loss_on_prompt, overlong, length, pack):
+def _read(inputs, roles, mesh, how, *, method, seed, task, split, count, target, optim, loss_on_prompt, overlong, length, source_length, pack):
   """(roles, rows, facts): the data of this stage as rows, and the roles, whose tokenizer may be trained on it."""
   data = records.data_inputs(inputs)
   opened = {name: shards.open_shards(path) for name, path in data.items()}
@@ -141,9 +143,14 @@ def _read(inputs, roles, mesh, how, *, method, seed, task, split, count, target,
     now = {**fingerprints(loaded, tuple(optim)), 'labels': marks.canonical(make_method(method, loaded, task=task).label_settings)}
     expect = {name: value for name, value in now.items() if name in known}
     examples = Labelled(shards.open_shards(where, expect=expect))
-    lengths = examples.lengths
+    lengths, sources = examples.lengths, examples.source_lengths
+    if (sources is None) != (loaded[next(iter(optim))].model.start_id is None):
+      raise ValueError(f'train: the examples of {where} {"have sources" if sources else "have no sources"}, which are for a model '
+                       f'{"with" if sources else "without"} an encoder: name the same student in the label stage')
     if max(lengths) > length:
       raise ValueError(f'train: length={length}, but the labelled examples go up to {max(lengths)} tokens: give both stages the same length')
+    if sources and max(sources) > (source_length or length):
+      raise ValueError(f'train: source_length={source_length or length}, but the labelled examples have sources of up to {max(sources)} tokens')
     facts = dict(examples=len(examples), dropped=0, cut=0, labelled=True)
   else:
     texts = [row for path in data.values() for row in records.read(path)] if data else None
@@ -154,15 +161,20 @@ def _read(inputs, roles, mesh, how, *, method, seed, task, split, count, target,
     corpus = [' '.join(records.pair(row, target=target, task=task)) for row in texts]
     loaded = load_roles(roles, mesh, how, seed=seed, texts=corpus)
     text = loaded[next(iter(optim))].text
+    start_id = records.start_of({name: role for name, role in loaded.items() if role.model.name != 'encoder'}, stage='train')
     more = make_method(method, loaded, task=task, text=text).more
-    fitted = rows_lib.fit(records.render(text, texts, target=target, task=task, loss_on_prompt=loss_on_prompt, more=more), length=length, overlong=overlong)
+    rendered = records.render(text, texts, target=target, task=task, loss_on_prompt=loss_on_prompt, more=more, start_id=start_id)
+    fitted = rows_lib.fit(rendered, length=length, overlong=overlong, source_length=None if start_id is None else source_length or length)
     if not fitted.examples:
       raise ValueError(f'train: none of {len(texts)} examples fits length={length} tokens; raise it, or overlong="cut"')
     examples = sorted(fitted.examples, key=lambda e: tuple(e['id']))
     lengths = [len(e['tokens']) for e in examples]
+    sources = None if start_id is None else [len(e['source']) for e in examples]
     facts = dict(examples=len(examples), dropped=fitted.dropped, cut=fitted.cut, labelled=False)
-  bins = rows_lib.pack(lengths, length=length) if pack else [[i] for i in range(len(examples))]
-  return loaded, rows_lib.Rows(examples, bins, length=length), facts
+  source_length = None if sources is None else source_length or length
+  packed = lambda: rows_lib.pack(lengths, length=length, source_lengths=sources, source_length=source_length)
+  bins = packed() if pack else [[i] for i in range(len(examples))]
+  return loaded, rows_lib.Rows(examples, bins, length=length, source_length=source_length), facts
 
 
 def _resume(saved, state, steps, log):
@@ -181,7 +193,7 @@ def _resume(saved, state, steps, log):
   return state, done, facts
 
 
-def _validation(settings: Mapping[str, Any] | None, out, roles: Mapping[str, Role], mesh, *, task, seed, length, log):
+def _validation(settings: Mapping[str, Any] | None, out, roles: Mapping[str, Role], mesh, *, task, seed, length, source_length, log):
   """The loop's Validation of a config's dict."""
   if settings is None:
     return None
@@ -193,7 +205,7 @@ def _validation(settings: Mapping[str, Any] | None, out, roles: Mapping[str, Rol
     raise ValueError(f"validate: metric={settings['metric']!r}, one of {', '.join(measures)}")
   name = 'student' if 'student' in roles else next(iter(roles))
   examples = list(task.examples(settings['split']))[:settings['count']]
-  measure = measures[settings['metric']](task, examples, roles[name], name, mesh, settings, seed=seed, length=length)
+  measure = measures[settings['metric']](task, examples, roles[name], name, mesh, settings, seed=seed, length=length, source_length=source_length or length)
 
   def keep(step, params):
     for role, tree in params.items():
@@ -202,7 +214,7 @@ def _validation(settings: Mapping[str, Any] | None, out, roles: Mapping[str, Rol
   return loop.Validation(measure, settings['metric'], better, settings['every'], settings['patience'], keep)
 
 
-def _grader(task, examples, role, name, mesh, settings, *, seed, length):
+def _grader(task, examples, role, name, mesh, settings, *, seed, length, source_length):
   prompts, ids = [task.prompt(e) for e in examples], [keys.id_from_text(e['id']) for e in examples]
   def measure(params):
     texts, _ = sample.write(role, params[name], prompts, ids, jax.random.key(seed), max_new_tokens=settings['max_new_tokens'], temperature=0.0,
@@ -211,11 +223,12 @@ def _grader(task, examples, role, name, mesh, settings, *, seed, length):
   return measure
 
 
-def _held_out(task, examples, role, name, mesh, settings, *, seed, length):
+def _held_out(task, examples, role, name, mesh, settings, *, seed, length, source_length):
   made = METHODS['sft']({'student': role})
   people = [{**records.record(e, task.prompt(e), task.answer(e)), 'example': e} for e in examples]
-  fitted = rows_lib.fit(records.render(role.text, people), length=length)
-  rows = rows_lib.unpacked(fitted.examples, length=length)
+  start_id, source_length = role.model.start_id, None if role.model.start_id is None else source_length
+  fitted = rows_lib.fit(records.render(role.text, people, start_id=start_id), length=length, source_length=source_length)
+  rows = rows_lib.unpacked(fitted.examples, length=length, source_length=source_length)
   total = jax.jit(lambda params, batch: made.loss({'student': params}, batch, None)[0]['cross_entropy'])
   size = settings['batch']
   def measure(params):

@@ -30,9 +30,9 @@ def theirs(kind):
       if parameter.ndim == 1 or 'relative' in name:
         parameter.add_(torch.randn_like(parameter) * (0.1 if parameter.ndim == 1 else 3.0))
       elif 'DenseReluDense' in name or 'SelfAttention.q' in name:
-        parameter.mul_(5.0)
+        parameter.mul_(2.5 if model.config.is_gated_act else 5.0)      # or the text would be one token again and again
       elif kind == 'v1_1_tied' and name == 'shared.weight':
-        parameter.mul_(0.2)      # or the text would be one token again and again
+        parameter.mul_(0.2)
   return model
 
 
@@ -69,9 +69,9 @@ def test_a_model_of_transformers_is_read_and_written_back(kind, tmp_path):
   np.testing.assert_allclose(out['logits'], told.logits.numpy(), atol=1e-4)
   np.testing.assert_allclose(np.asarray(out['encoded'])[real], told.encoder_last_hidden_state.numpy()[real], atol=1e-4)
   for seen, hidden in zip(out['layers'][:-1], told.decoder_hidden_states[1:-1], strict=True):
-    np.testing.assert_allclose(seen, hidden.numpy(), atol=1e-4)
+    np.testing.assert_allclose(seen, hidden.numpy(), rtol=1e-5, atol=1e-4)
   for seen, hidden in zip(out['source_layers'][:-1], told.encoder_hidden_states[1:-1], strict=True):
-    np.testing.assert_allclose(np.asarray(seen)[real], hidden.numpy()[real], atol=1e-4)
+    np.testing.assert_allclose(np.asarray(seen)[real], hidden.numpy()[real], rtol=1e-5, atol=1e-4)
 
   text = model.generate(torch.tensor(source), attention_mask=torch.tensor(segments), max_new_tokens=NEW, do_sample=False, eos_token_id=None,
                         pad_token_id=0, use_cache=kind != 'v1')[:, 1:].numpy()      # its cache has no room for a decoder deeper than the encoder
