@@ -34,12 +34,14 @@ class Case:
 
 KD4 = (('k', 4),)
 LORA = Case('logit_kd', 'lora', 'float32')      # adapters over a frozen base
+T5 = Case('logit_kd', 't5', 'float32', KD4)      # an encoder-decoder: rows have sources
 FIRST = [Case('sft', 'llama', 'float32'), Case('logit_kd', 'gpt2', 'float32'), Case('logit_kd', 'llama', 'float32', KD4),
          Case('contrast', 'gpt2', 'float32'), Case('reinforce', 'llama', 'float32'), LORA,
-         Case('gkd', 'gpt2', 'float32', (('on_policy', 0.5),)), Case('uld', 'llama', 'float32'), Case('minillm', 'llama', 'float32')]
+         Case('gkd', 'gpt2', 'float32', (('on_policy', 0.5),)), Case('uld', 'llama', 'float32'), Case('minillm', 'llama', 'float32'), T5]
 HALF = [Case('sft', 'gpt2', 'bfloat16'), Case('logit_kd', 'llama', 'bfloat16'), Case('logit_kd', 'gpt2', 'bfloat16', KD4)]
 # the other pairs of shape and dtype: `pytest -m slow`
-REST = [Case('sft', 'gpt2', 'float32'), Case('sft', 'llama', 'bfloat16'), Case('logit_kd', 'llama', 'float32'),
+REST = [Case('sft', 't5', 'float32'), Case('sft', 't5', 'bfloat16'),
+        Case('sft', 'gpt2', 'float32'), Case('sft', 'llama', 'bfloat16'), Case('logit_kd', 'llama', 'float32'),
         Case('logit_kd', 'gpt2', 'bfloat16'), Case('contrast', 'llama', 'bfloat16'), Case('reinforce', 'gpt2', 'bfloat16')]
 CASES = FIRST + HALF + REST
 

@@ -27,11 +27,11 @@ from distill_jax.methods.uld import common_spans
 from distill_jax.models import MODELS
 from distill_jax.train.optim import Optimizer
 
-VOCAB, WIDTH, LENGTH, ROWS, MEMBERS, SOURCE = 32, 16, 24, 16, 4, 30
+VOCAB, WIDTH, LENGTH, ROWS, MEMBERS, SOURCE = 32, 16, 24, 16, 4, 36
 
 SHAPES = {
     'llama': dict(kv_heads=1),
-    't5': dict(gated=True, activation='gelu_tanh', buckets=8, furthest=10),
+    't5': dict(gated=True, activation='gelu_tanh', tied=False, buckets=8, furthest=10),
     'gpt2': dict(norm='layer', positions='learned', activation='gelu_tanh', gated=False, attention_bias=True, mlp_bias=True),
 }
 
@@ -39,7 +39,10 @@ def model(shape: str = 'llama', *, dtype: str = 'float32', dropout: float = 0.1,
   """A decoder of 2 layers of width 16. 'lora': the Llama shape with adapters on most of its maps."""
   if shape == 'lora':
     return lora(model('llama', dtype=dtype, dropout=dropout, **overrides), rank=2, alpha=8, targets=('attention/[qvo]', 'mlp/.*'))
-  settings = dict(vocab_size=VOCAB, width=WIDTH, layers=2, heads=2, mlp_width=32, max_length=32, dtype=dtype, dropout=dropout)
+  settings = dict(vocab_size=VOCAB, width=WIDTH, layers=2, heads=2, mlp_width=32, dtype=dtype, dropout=dropout)
+  if shape == 't5':
+    return MODELS['encoder_decoder'](**(settings | SHAPES[shape] | overrides))
+  settings['max_length'] = 32
   return MODELS['transformer'](**(settings | SHAPES[shape] | overrides))
 
 

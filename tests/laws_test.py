@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import (BOUND, CASES, FIRST, HALF, KEY, LORA, Case, Outcome, assert_near, assert_same, inputs, labels_of, made, mesh_of, over, plain,
+from cases import (BOUND, CASES, FIRST, HALF, KEY, LORA, T5, Case, Outcome, assert_near, assert_same, inputs, labels_of, made, mesh_of, over,
+                   plain,
                    plain_of, reference, remembering, run, step_of)
 
 from distill_jax.core import mesh as mesh_lib, tree
@@ -83,15 +84,21 @@ def test_3_early_is_late(case):
 def test_3_early_example_by_example(case):
   """Labels made example by example, unpacked, and packed by the feed afterwards."""
   one = made(case)
-  apart = rows_lib.unpacked(one.plain, length=examples.LENGTH)
+  sources = sources_of(one)
+  apart = rows_lib.unpacked(one.plain, length=examples.LENGTH, source_length=sources)
   place = {members[0]: n for n, members in enumerate(apart.bins)}
   said = tree.flatten(labels_of(case)(apart.batch([place[i] for i in range(len(one.plain))])))
   labelled = [{**e, **{f'label/{name}': values[i, :len(e['tokens'])] for name, values in said.items()}} for i, e in enumerate(one.plain)]
-  bins = rows_lib.pack([len(e['tokens']) for e in labelled], length=examples.LENGTH, most=3)
-  batch = rows_lib.Rows(labelled, bins, length=examples.LENGTH).batch(range(examples.ROWS))
-  assert len(bins) == examples.ROWS
+  packed = rows_lib.packed(labelled, length=examples.LENGTH, most=3, source_length=sources)
+  batch = packed.batch(range(examples.ROWS))
+  assert len(packed) == examples.ROWS
   late = run(case, batch={name: value for name, value in batch.items() if name != 'label'})
   assert_near(late, run(case, batch=batch), BOUND['float32'])
+
+
+def sources_of(one):
+  """Tokens of a row that an encoder reads; None for decoders."""
+  return examples.SOURCE if 'source' in one.batch else None
 
 
 def soiled(batch, *, seed=0):
@@ -100,6 +107,8 @@ def soiled(batch, *, seed=0):
   junk = lambda x: rng.choice(np.asarray([-2 ** 31, -7, 99999, 2 ** 31 - 1], np.int32), x.shape)
   padding, free = batch['segments'] == 0, batch['weights'] == 0
   out = {**batch, 'tokens': np.where(padding, junk(batch['tokens']), batch['tokens'])}
+  if 'source' in batch:
+    out['source'] = np.where(batch['source_segments'] == 0, junk(batch['source']), batch['source'])
   if 'targets' not in batch:      # members of weight 0 are absent altogether
     return {**out, 'tokens': np.where(free[..., None], junk(batch['tokens']), out['tokens'])}
   out['targets'] = np.where(free, junk(batch['targets']), batch['targets'])
@@ -237,11 +246,11 @@ def test_8_order(case):
   assert_near(reference(case), run(case, batch=jax.tree.map(lambda x: x[order], made(case).batch)), BOUND[case.dtype], memory=False)
 
 
-@over([FIRST[0], FIRST[1], HALF[2], FIRST[4]])
+@over([FIRST[0], FIRST[1], HALF[2], FIRST[4], T5])
 def test_9_packed_is_unpacked(case):
   """Neighbours in a row do not see each other."""
   one = made(case)
-  apart = rows_lib.unpacked(one.plain, length=examples.LENGTH // 2)
+  apart = rows_lib.unpacked(one.plain, length=examples.LENGTH // 2, source_length=sources_of(one) and examples.SOURCE // 3)
   assert len(apart) > 1.5 * examples.ROWS
   together, alone = (jax.device_get(plain_of(case)(remembering(case), batch)) for batch in (one.batch, apart.batch(range(len(apart)))))
   assert_near(Outcome(together[0], None, together[1], {}), Outcome(alone[0], None, alone[1], {}), BOUND[case.dtype])
