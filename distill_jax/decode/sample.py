@@ -61,7 +61,7 @@ def write(role: Role, params, prompts: Sequence[str], ids: Sequence[np.ndarray],
                                  -1 if text.eos_id is None else text.eos_id, text.pad_id, text.vocab_size, cache_dtype))
   pieces = watch.Pieces(text) if stop or writer else None
   room = _room(model, max_new_tokens, length)
-  rows, cut = _encode(model, text, prompts, room)
+  rows, cut = _encode(text, prompts, room, model.start_id)
   static = (_static(model, mesh), settings, mesh)
   params, place = _place(model, params, mesh)
   shared, rest = _share(static, params, rows)
@@ -131,17 +131,17 @@ def longest(role: Role, prompts: Sequence[str]) -> int:
   return -(-(max(map(len, encode(prompts))) + 1) // 16) * 16
 
 
-def _encode(model: Model, text, prompts: Sequence[str], room: int | None) -> tuple[list[list[int]], int]:
+def _encode(text, prompts: Sequence[str], room: int | None, start_id: int | None = None) -> tuple[list[list[int]], int]:
   """(ids of each prompt, how many were cut). With the tokenizer's own first token; a prompt of nothing starts from that, or from EOS.
 
   Of a model with an encoder: what that reads, as the tokenizer itself writes a text, and the token that decoding starts from.
   """
   first = [] if text.bos_id is None else [text.bos_id]
-  if model.start_id is not None:
+  if start_id is not None:
     whole = text.encode_whole(prompts)
     room = max(map(len, whole), default=0) if room is None else max(room - 1, 1)
     keep = lambda ids: ids if len(ids) <= room else (first + ids[len(ids) - room + len(first):])[:room]
-    return [keep(ids) + [model.start_id] for ids in whole], sum(len(ids) > room for ids in whole)
+    return [keep(ids) + [start_id] for ids in whole], sum(len(ids) > room for ids in whole)
   nothing = first or [text.pad_id if text.eos_id is None else text.eos_id]
   rows, cut = [], 0
   for ids in text.encode_many(prompts):
