@@ -87,11 +87,12 @@ def fit(step: Callable, state: State, frozen: Mapping[str, Any], feed: Callable[
         done = number + 1
         if pending is not None:
           last = _read(*pending[:2], log=log, every=every, steps=steps, clock=clock) or last
-          _count(skips, facts, *pending, state.params, frozen, key, log=log)
+          _count(skips, facts, *pending, state.params, frozen, key, log=log, clock=clock)
         pending = (done, means, batch)
-        wish = int(wish)
+        with clock.on('device'):
+          wish = int(wish)
         if due := done % saving.steps == 0 or done == steps or bool(wish):
-          _count(skips, facts, *pending, state.params, frozen, key, log=log)      # facts of a checkpoint are those of its step
+          _count(skips, facts, *pending, state.params, frozen, key, log=log, clock=clock)      # facts of a checkpoint are those of its step
           pending = (done, means, None)
         if first is None:
           jax.block_until_ready(state.step)
@@ -111,7 +112,7 @@ def fit(step: Callable, state: State, frozen: Mapping[str, Any], feed: Callable[
           raise interrupt.Preempted
       if pending is not None:
         last = _read(*pending[:2], log=log, every=every, steps=steps, clock=clock) or last
-        _count(skips, facts, *pending, state.params, frozen, key, log=log)
+        _count(skips, facts, *pending, state.params, frozen, key, log=log, clock=clock)
   finally:
     batches.close()
   return Ran(state, facts, last, time.perf_counter() - began - (first or 0.0), batches.waited, max((pending or (start,))[0] - start - 1, 0),
@@ -129,9 +130,13 @@ def _timed(batches, clock: Clock):
     yield item
 
 
-def _count(skips: Skips, facts, number: int, means, batch, params, frozen, key, *, log) -> None:
+def _count(skips: Skips, facts, number: int, means, batch, params, frozen, key, *, log, clock: Clock) -> None:
   """Counts a step whose loss or gradient was not finite, says which rows did it, stops past the limit."""
-  if batch is None or 'skipped' not in means or not float(means['skipped'].total):
+  if batch is None or 'skipped' not in means:
+    return
+  with clock.on('device'):
+    skipped = float(means['skipped'].total)
+  if not skipped:
     return
   facts['skipped'] = facts.get('skipped', 0) + 1
   cause = skips.find(params, frozen, batch, key)
