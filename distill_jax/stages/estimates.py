@@ -94,7 +94,7 @@ def _read(program: Program) -> dict[str, float]:
   c, number, _, heads = _sizes(program, role)
   rows = about['prompts'] / mesh_lib.row_count(program.mesh)
   slot = rows * 2 * c['layers'] * c['kv_heads'] * c['head_dim'] * number / _cut(c, heads)
-  return dict(new=slot * about['slots'], working=slot * about['slots'] + _scores(rows, c['heads'] / heads, about['width']))
+  return dict(new=slot * about['read'], working=slot * about['read'] + _scores(rows, c['heads'] / heads, about['width']))
 
 
 def _write(program: Program) -> dict[str, float]:
@@ -116,7 +116,7 @@ def model_flops(program: Program) -> float:
   recomputed counts."""
   about, total = program.about, 0.0
   half = about.get('length', about.get('width', 0)) / 2
-  seen = dict(train=half, label=half, read=half, write=about.get('slots', 0))
+  seen = dict(train=half, label=half, read=half, write=about.get('slots', 0) + about.get('behind', 0))
   for role, state in program.roles.values():
     c = role.model.config
     token = 2 * c['layers'] * _matrices(c) + 4 * c['layers'] * c['heads'] * c['head_dim'] * seen[program.kind]

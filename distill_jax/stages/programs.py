@@ -257,11 +257,13 @@ def _decode(recipe, settings, how, mesh, roles, prompt) -> list[Program]:
     turn = turn._replace(cache=loop.with_shared(turn.cache, stand(behind)))
   number = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=mesh_lib.rows(mesh) if shape else everywhere)
   width = sizes.reads[-1]
-  about = dict(samples=asked.samples, rows=sizes.rows, taken=count, slots=slots, width=width, prompts=sizes.prompts)
+  read = slots if copies is None else width
+  about = dict(samples=asked.samples, rows=sizes.rows, taken=count, slots=slots, read=read, width=width,
+               behind=0 if copies is None else width, prompts=sizes.prompts)
   return [
       Program('read', batching._read,
-              (*static, slots if copies is None else width, role.params, None, number(), number(sizes.prompts, width), number(sizes.prompts)), mesh, sizes.prompts * width,
-              1, dict(params=role.params), dict(ready=ready, pool=(rows, copies)), dict(student=(role, 'frozen')), about),
+              (*static, read, role.params, None, number(), number(sizes.prompts, width), number(sizes.prompts)), mesh,
+              sizes.prompts * width, 1, dict(params=role.params), dict(ready=ready, pool=(rows, copies)), dict(student=(role, 'frozen')), about),
       Program('write', batching._advance, (*static, ready, turn, number(), None, None), mesh, count * batching.TURN, batching.TURN,
               dict(params=ready, cache=turn), dict(params=role.params, pool=(rows, copies)), dict(student=(role, 'frozen')), about)]
 
