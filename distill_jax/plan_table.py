@@ -4,9 +4,9 @@ from typing import Any, Mapping, Sequence
 WIDTH = 100
 GIB = 2 ** 30
 # column: parts of stages/memory.py
-PARTS = {'params': ('params',), 'moments': ('optimiser',), 'in, out': ('memory', 'cache', 'rows', 'arguments', 'results'), 'beside': ('beside',),
-         'copies': ('weights',), 'grads': ('gradients',), 'acts': ('activations',), 'logits': ('logits',), 'attn': ('attention',),
-         'rest': ('update', 'working')}
+PARTS = {'params': ('params',), 'moments': ('optimiser',), 'in, out': ('memory', 'cache', 'rows', 'arguments', 'results'),
+         'beside': ('beside',), 'copies': ('weights',), 'grads': ('gradients',), 'acts': ('activations',), 'logits': ('logits',),
+         'attn': ('attention',), 'rest': ('update', 'working')}
 
 
 def _console():
@@ -62,7 +62,9 @@ def show(plan: Mapping[str, Any]) -> None:
     if 'refused' in row:
       memory.add_row(name, fits)
       continue
-    off = (gib(row['peak']), gib(row['predicted_total']), f'{100 * row["difference"]:+.1f}%') if 'predicted' in row else ('?', f'roughly {gib(row["rough"])}', '')
+    off = ('?', f'roughly {gib(row["rough"])}', '')
+    if 'predicted' in row:
+      off = (gib(row['peak']), gib(row['predicted_total']), f'{100 * row["difference"]:+.1f}%')
     memory.add_row(name, fits, gib(row['total']) if row['total'] == row['total'] else '?', *off)
     if 'predicted' in row:
       parts.add_row(name, *(gib(sum(row['predicted'].get(one, 0) for one in ones)) for ones in PARTS.values()))
@@ -104,11 +106,11 @@ def explain(plans: Sequence[Mapping[str, Any]]) -> None:
   origins = list(dict.fromkeys(origin for plan in plans for origin in plan['shapes_from']))
   console.print(
       '\nShapes: ' + '; '.join(origins) + '.\n'
-      'Memory: needed: the compiler\'s analysis (arguments, results, temporaries as it packs them), and beside it what lies on the chip meanwhile '
-      '(params as loaded, the pool of caches); it decides what fits. At peak: the most that holds something at once, by the same analysis. Predicted: '
-      'the same, read from the compiled program: every buffer with its size, tiles included, from the instruction that makes it to the last that '
-      'uses it; no total of the compiler\'s enters. Its parts: in, out (rows, caches, results), copies of weights (whole, narrower), gradients, acts (kept for the backward pass), logits '
-      'and what a loss makes of them, attn (scores), rest.\n'
+      'Memory: needed: the compiler\'s analysis (arguments, results, temporaries with the room it leaves for packing them), and what lies on '
+      'the chip meanwhile (params as loaded, the pool of caches); it decides what fits. At peak: the most that holds something at once, by '
+      'the same analysis. Predicted: the same, read from the compiled program: every buffer with its size, tiles included, from the '
+      'instruction that makes it to the last that uses it; no total of the compiler\'s enters. Its parts: in, out (rows, caches, results), copies of weights '
+      '(whole, narrower), gradients, acts (kept for the backward pass), logits and what a loss makes of them, attn (scores), rest.\n'
       'FLOP: matrix products as compiled, recomputation included; HBM: bytes between fusions and memory; both read from the program with loops '
       'counted as often as they run (loops of a length known only at run time: at their most).\n'
       'ms, tokens/s, MFU: a roofline, so a bound: no step is faster. Rows count as full. MFU: operations that the models need, without '

@@ -79,7 +79,9 @@ start() {
     trap : INT TERM
     "${COMMAND[@]}"
     code=$?
+    trap '' INT TERM    # mv inherits it: another signal must not lose the code
     echo "$code" >"$place/$1.new" && mv "$place/$1.new" "$place/$1.code"
+    exit "$code"
   ) </dev/null >"$place/$1.pipe" 2>&1 &
   groups=(${groups[@]+"${groups[@]}"} $!)
   set +m
@@ -110,7 +112,7 @@ while :; do
       running=$((running + 1))
       continue
     else
-      code=137    # its shell was killed, too
+      wait "${groups[i]}" && code=0 || code=$?    # its shell was killed, too
     fi
     case $seen in *" $i "*) continue ;; esac
     seen="$seen$i "

@@ -107,6 +107,33 @@ def _whole(text: str) -> list[str]:
   return out
 
 
+def stacks(text: str):
+  """(number of a frame) -> ((file, function), ...), innermost first, of the tables at the head of the text."""
+  rows: dict[str, list[tuple[int, str]]] = {}
+  table = ''
+  for line in text.splitlines()[1:]:
+    if line in ('FileNames', 'FunctionNames', 'FileLocations', 'StackFrames'):
+      table = line
+    elif table and (found := re.match(r'(\d+) (.*)$', line)):
+      rows.setdefault(table, []).append((int(found[1]), found[2]))
+    elif line:
+      break
+  names = {kind: {n: said.strip('"') for n, said in rows.get(kind, ())} for kind in ('FileNames', 'FunctionNames')}
+  number = lambda said, key: int(re.search(key + r'=(\d+)', said)[1])
+  where = {n: (names['FileNames'].get(number(said, 'file_name_id'), ''), names['FunctionNames'].get(number(said, 'function_name_id'), ''))
+           for n, said in rows.get('FileLocations', ())}
+  frames = {n: (where.get(number(said, 'file_location_id'), ('', '')), number(said, 'parent_frame_id') - 1)
+            for n, said in rows.get('StackFrames', ()) if 'file_location_id' in said and 'parent_frame_id' in said}
+
+  def stack(at: int) -> tuple[tuple[str, str], ...]:
+    out = []
+    while at in frames and len(out) < 200:
+      one, at = frames[at]
+      out.append(one)
+    return tuple(out)
+  return stack
+
+
 def _op(name: str, text: str, root: bool) -> Op | None:
   """`type kind(operands), rest`."""
   end = closing(text, 0) + 1 if text.startswith('(') else text.find(' ')

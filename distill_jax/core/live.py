@@ -18,10 +18,13 @@ _FORWARD = {'bitcast', 'optimization-barrier', 'add-dependency'}      # show the
 _PLUMBING = _FORWARD | {'get-tuple-element', 'tuple', 'while', 'parameter'}      # read nothing themselves
 # an element of the result needs one element of each operand
 _ELEMENTWISE = {
-    'abs', 'add', 'and', 'atan2', 'bitcast-convert', 'cbrt', 'ceil', 'clamp', 'compare', 'complex', 'convert', 'copy', 'cosine', 'divide', 'erf',
-    'exponential', 'exponential-minus-one', 'floor', 'imag', 'is-finite', 'log', 'log-plus-one', 'logistic', 'maximum', 'minimum', 'multiply',
-    'negate', 'not', 'or', 'popcnt', 'power', 'real', 'reduce-precision', 'remainder', 'round-nearest-afz', 'round-nearest-even', 'rsqrt',
-    'select', 'shift-left', 'shift-right-arithmetic', 'shift-right-logical', 'sign', 'sine', 'sqrt', 'subtract', 'tan', 'tanh', 'xor'}
+    'abs', 'add', 'and', 'atan2', 'bitcast-convert', 'cbrt', 'ceil', 'clamp', 'compare', 'complex', 'convert', 'copy', 'cosine', 'divide',
+    'erf', 'exponential', 'exponential-minus-one', 'floor', 'imag', 'is-finite', 'log', 'log-plus-one', 'logistic', 'maximum', 'minimum',
+    'multiply', 'negate', 'not', 'or', 'popcnt', 'power', 'real', 'reduce-precision', 'remainder', 'round-nearest-afz',
+    'round-nearest-even', 'rsqrt', 'select', 'shift-left', 'shift-right-arithmetic', 'shift-right-logical', 'sign', 'sine', 'sqrt',
+    'subtract', 'tan', 'tanh', 'xor'}
+_FOLLOWED = {'all-gather', 'all-reduce', 'collective-permute-start', 'convert', 'copy', 'copy-start', 'fusion', 'parameter',
+             'reduce-scatter', 'reshape', 'while'}      # without a name of their own are for what their operand is for
 
 
 class Held(NamedTuple):
@@ -66,7 +69,8 @@ def read(text: str, *, platform: str) -> Peak:
   computations, entry = hlo.parse(text)
   walk = _Walk(computations)
   root = walk.run(entry, None)
-  arguments = {_number(value.op): value for value in walk.values if computations[entry].get(value.op.name) is value.op and value.op.kind == 'parameter'}
+  passed_in = [value for value in walk.values if value.op.kind == 'parameter' and computations[entry].get(value.op.name) is value.op]
+  arguments = {_number(value.op): value for value in passed_in}
   head = text[:text.index('\n')]
   donated = []
   for place, number, inner in re.findall(r'\{([\d, ]*)\}: \((\d+), \{([\d, ]*)\}, \w+-alias\)', head):
@@ -88,9 +92,10 @@ def read(text: str, *, platform: str) -> Peak:
   heap = [values for values in buffers if not any(value.role for value in values)]
   if platform == 'cpu':
     ours = {id(_first(value)) for value in donated}
-    heap = _outside(heap, [values for values in fixed if id(_first(values[0])) in ours or all(value.role in ('', 'result') for value in values)], passed)
+    slots = [values for values in fixed if id(_first(values[0])) in ours or all(value.role in ('', 'result') for value in values)]
+    heap = _outside(heap, slots, passed)
   at = _peak(heap, walk.time)
-  stacks = _frames(text)
+  stacks = hlo.stacks(text)
   held = [_held(values, stacks) for values in (*fixed, *(one for one in heap if any(value.begin <= at <= value.end for value in one)))]
   return Peak(sum(one.size for one in held), sorted(held, key=lambda one: -one.size))
 
@@ -208,7 +213,8 @@ def in_place(op: Op, computations) -> list[tuple[Sequence[int], int, Sequence[in
   if op.kind == 'custom-call' and 'output_to_operand_aliasing=' in op.rest:
     said = op.rest[op.rest.index('output_to_operand_aliasing='):]
     said = said[:hlo.closing(said.replace('{', '(').replace('}', ')'), said.index('{'))]
-    return [(_ints(place), int(number), _ints(inner)) for place, number, inner in re.findall(r'\{([\d, ]*)\}: \((\d+), \{([\d, ]*)\}', said)]
+    found = re.findall(r'\{([\d, ]*)\}: \((\d+), \{([\d, ]*)\}', said)
+    return [(_ints(place), int(number), _ints(inner)) for place, number, inner in found]
   if op.kind != 'fusion':
     return []
   inside, out = computations[hlo.called(op)[0]], []
@@ -224,14 +230,18 @@ def in_place(op: Op, computations) -> list[tuple[Sequence[int], int, Sequence[in
 
 
 def _share(walk: _Walk, sizes: Mapping[int, int], computations) -> set[tuple[int, int]]:
-  """Lets operands end where a result takes their place. Returns what may do so: (operand, result). sizes: of the sets of values, by their first."""
+  """Lets operands end where a result takes their place. Returns what may do so: (operand, result).
+
+  sizes: of the sets of values, by their first.
+  """
   alone = lambda value: not value.role and sizes[id(_first(value))] == 1
   passed, taken = set(), set()
   for op, out, operands, time in walk.reusing:
     for place, value in enumerate(out) if isinstance(out, list) else [(0, out)]:
       for number, operand in enumerate(operands):
-        if (isinstance(operand, list) or isinstance(value, list) or operand.end != time or operand.size != value.size or operand.near != value.near
-            or id(operand) in taken or not _may_take(op, number, place, computations)):
+        if isinstance(operand, list) or isinstance(value, list) or operand.end != time or id(operand) in taken:
+          continue
+        if (operand.size, operand.near) != (value.size, value.near) or not _may_take(op, number, place, computations):
           continue
         passed.add((id(operand), id(value)))
         if alone(value) and alone(operand):
@@ -305,8 +315,7 @@ def _held(values: Sequence[_Value], stacks) -> Held:
 def _named(value: _Value) -> Op:
   """What made a value, or, of a copy that the compiler put in and that has no name of its own, what made the original."""
   for _ in range(8):
-    if 'op_name="' in value.op.rest or not value.given or value.op.kind not in ('copy', 'copy-start', 'while', 'parameter', 'reshape', 'fusion', 'convert',
-                                                                                 'all-gather', 'all-reduce', 'reduce-scatter', 'collective-permute-start'):
+    if 'op_name="' in value.op.rest or not value.given or value.op.kind not in _FOLLOWED:
       break
     value = max(value.given, key=lambda one: one.size)
   return value.op
@@ -316,33 +325,6 @@ def _place(op: Op, stacks) -> Place:
   path = re.search(r'op_name="((?:[^"\\]|\\.)*)"', op.rest)
   stack = re.search(r'stack_frame_id=(\d+)', op.rest)
   return Place(op.kind, path[1].replace("\\'", "'") if path else '', stacks(int(stack[1])) if stack else ())
-
-
-def _frames(text: str):
-  """(number of a frame) -> ((file, function), ...), innermost first, of the tables at the head of the text."""
-  rows: dict[str, list[tuple[int, str]]] = {}
-  table = ''
-  for line in text.splitlines()[1:]:
-    if line in ('FileNames', 'FunctionNames', 'FileLocations', 'StackFrames'):
-      table = line
-    elif table and (found := re.match(r'(\d+) (.*)$', line)):
-      rows.setdefault(table, []).append((int(found[1]), found[2]))
-    elif line:
-      break
-  names = {kind: {n: said.strip('"') for n, said in rows.get(kind, ())} for kind in ('FileNames', 'FunctionNames')}
-  number = lambda said, key: int(re.search(key + r'=(\d+)', said)[1])
-  where = {n: (names['FileNames'].get(number(said, 'file_name_id'), ''), names['FunctionNames'].get(number(said, 'function_name_id'), ''))
-           for n, said in rows.get('FileLocations', ())}
-  frames = {n: (where.get(number(said, 'file_location_id'), ('', '')), number(said, 'parent_frame_id') - 1) for n, said in rows.get('StackFrames', ())
-            if 'file_location_id' in said and 'parent_frame_id' in said}
-
-  def stack(at: int) -> tuple[tuple[str, str], ...]:
-    out = []
-    while at in frames and len(out) < 200:
-      one, at = frames[at]
-      out.append(one)
-    return tuple(out)
-  return stack
 
 
 def _tree_of(type_: str) -> Any:

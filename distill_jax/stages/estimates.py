@@ -1,4 +1,4 @@
-"""Beside what the compiler says: a rough estimate of bytes before anything is compiled, model operations, the roofline, what would make a step fit.
+"""A rough estimate of bytes before anything is compiled, model operations, the roofline, what would make a step fit.
 
 Of the model in every formula: D width, V vocabulary, H heads, K key-value heads, C width of a head, M of the MLP, L tokens of a row.
 """
@@ -25,8 +25,8 @@ SAVED = dict(none=lambda c: 9 * c['width'] + 3 * c['heads'] * c['head_dim'] + 5 
 
 
 def rough(program: Program) -> dict[str, float]:
-  """Bytes on one chip from shapes alone, by part: what is held exactly, the rest roughly, for choosing what is worth compiling. What a compiled
-  program holds is read from it instead: stages/memory.py."""
+  """Bytes on one chip from shapes alone, by part: what is held exactly, the rest roughly, for choosing what is worth
+  compiling. What a compiled program holds is read from it instead: stages/memory.py."""
   out = {name: float(bytes_of(part)) for name, part in program.parts.items()}
   out |= {f'beside: {name}': float(bytes_of(part)) for name, part in program.beside.items()}
   work = dict(train=_train, label=_label, read=_read, write=_write)[program.kind](program)
@@ -188,7 +188,8 @@ def changes(recipe: Mapping[str, Any], stage: str, count: int) -> Iterator[Chang
   numbers = (('params_dtype', 'bfloat16'),)
   learns = _learns(recipe)      # by any stage: what it is kept in there stays
   fixed = [source for name, source in settings['roles'].items() if name not in trained and source not in learns]
-  frozen = tuple((f'roles.{source}.{key}', value) for source in fixed for key, value in numbers if programs_lib.definition_of(recipe, source).get(key) != value)
+  frozen = tuple((f'roles.{source}.{key}', value) for source in fixed for key, value in numbers
+                 if programs_lib.definition_of(recipe, source).get(key) != value)
   remat = tuple((f'roles.{settings["roles"][name]}.overrides.remat', 'full') for name in sorted(trained)
                 if programs_lib.shape_of(programs_lib.definition_of(recipe, settings['roles'][name]))[1].get('remat') != 'full')
   many = [((f'{at}.how.microbatches', how.get('microbatches', 1) * n),) for n in (2, 4, 8, 16)] if kind == 'train' else [

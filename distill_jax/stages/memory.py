@@ -1,4 +1,4 @@
-"""What a compiled program's memory is for: the buffers that hold something at its peak (core/live.py), by the part of the step that made them."""
+"""What a compiled program's memory is for: the buffers that hold something at its peak (core/live.py), by what made them."""
 import inspect
 import re
 from typing import Mapping
@@ -18,10 +18,10 @@ _SUMMED = re.compile(r'(dot_general|scatter-add|scatter_add|add_any|reduce_sum|p
 def split(program: Program, peak: Peak) -> dict[str, float]:
   """Bytes on one chip by part; they add up to the peak.
 
-  params, optimiser, memory, cache, rows, arguments: what is passed in (arguments: keys, counts). results: what comes out and is not written over
-  an argument. weights: copies of params, whole or narrower. gradients: of params, and what they are summed in. activations: made by the forward pass and read by the
-  backward. logits: all that stands below losses/ or is as wide as the vocabulary. attention: scores and what belongs to them. update: the
-  optimiser's. working: everything else.
+  params, optimiser, memory, cache, rows, arguments: what is passed in (arguments: keys, counts). results: what comes out and is not
+  written over an argument. weights: copies of params, whole or narrower. gradients: of params, and what they are summed in.
+  activations: made by the forward pass and read by the backward. logits: all that losses/ makes or that is as wide as the vocabulary.
+  attention: scores and what belongs to them. update: the optimiser's. working: everything else.
   """
   owners, sizes, wide = _owners(program), _sizes(program), _vocabularies(program)
   out = dict.fromkeys(NAMES, 0.0)
@@ -55,7 +55,8 @@ def _part(held: Held, owners: Mapping[str, str], sizes: set[int], wide: set[int]
 
 def _source(place: Place) -> list[tuple[str, str]]:
   """The frames of this package, innermost first: ('models/attention.py', 'blocks')."""
-  return [(file.rpartition('distill_jax/')[2], function) for file, function in place.frames if 'distill_jax/' in file and '/core/' not in file]
+  ours = [(file, function) for file, function in place.frames if 'distill_jax/' in file and '/core/' not in file]
+  return [(file.rpartition('distill_jax/')[2], function) for file, function in ours]
 
 
 def _file(source) -> str:

@@ -76,6 +76,23 @@ def test_signals_reach_every_process_once_and_nothing_is_left(stubs, number, exp
   assert not [pid for pid in os.listdir('/proc') if pid.isdigit() and _mentions(pid, str(stubs.place / 'bin'))]
 
 
+def test_a_second_signal_while_an_exit_code_is_written_loses_nothing(stubs):
+  """As from a scheduler that signals every process of a job, and a launcher that passes it on, on a slow machine."""
+  for process in '01':
+    stubs.answer(f'codes.{process}', 'wait')
+  slow = stubs.place / 'bin' / 'mv'
+  slow.write_text('#!/bin/bash\ntouch "$STUBS/calls/moving.$(basename "$1")"\nsleep 0.5\nexec /bin/mv "$@"\n')
+  slow.chmod(0o755)
+  launcher = stubs.start('local.sh', '-n', '2', *RUN)
+  stubs.wait_for('ready.0', 'ready.1')
+  launcher.send_signal(signal.SIGTERM)
+  stubs.wait_for('moving.0.new', 'moving.1.new')
+  launcher.send_signal(signal.SIGTERM)
+  said, errors = launcher.communicate(timeout=10)
+  assert launcher.returncode == 75, errors
+  assert said.count('saving') == 2
+
+
 def _mentions(pid: str, text: str) -> bool:
   try:
     with open(f'/proc/{pid}/cmdline') as file:

@@ -16,7 +16,7 @@ def compiled(stage, number=0, fsdp=4, **changes):
   """(program, memory analysis, Peak)."""
   made = recipe(mesh=dict(data=-1, fsdp=fsdp))
   for role in ('base', 'teacher'):
-    made['roles'][role]['overrides'] = {**made['roles'][role].get('overrides', {}), **{key: value for key, value in changes.items() if key == 'remat'}}
+    made['roles'][role]['overrides'] = {**made['roles'][role].get('overrides', {}), **changes}
   program = programs.programs_of(made, stage, jax.devices())[number]
   done = program.function.lower(*program.arguments).compile()
   return program, done.memory_analysis(), live.read(done.as_text(), platform='cpu')
