@@ -2,10 +2,11 @@
 
     pip install -c tests/constraints.txt -e '.[test]' torch
     python -m benchmarks.run                     about 10 minutes on 2 cores; --quick for a check that it runs
+    python -m benchmarks.run --peers=runs/peers  TRL, Tunix and torch.compile beside ours: see benchmarks/peers.py
 
 kd: one training step, cross-entropy + KL to a live teacher at all positions, AdamW, float32: student GPT-2 shape 4 x 256, teacher 8 x 512,
 vocabulary 32,000, 8 rows of 128.  sample, greedy, eight, floor: see benchmarks/sampling.py.  feed: share of a training step's time that
-the loop stands waiting for batches read from shards.
+the loop stands waiting for batches read from shards.  bf16: see benchmarks/products.py.
 Ratios are of neighbouring runs, so that a machine that slows down slows both.
 """
 import argparse
@@ -18,7 +19,7 @@ import time
 import jax
 import numpy as np
 
-from benchmarks import measure, sampling
+from benchmarks import measure, peers, products, sampling
 from distill_jax.core import keys, mesh as mesh_lib
 from distill_jax.core.types import Role
 from distill_jax.data import feed, rows as rows_lib, shards
@@ -119,14 +120,31 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--count', type=int, default=7, help='interleaved runs of each')
   parser.add_argument('--quick', action='store_true', help='tiny shapes: only a check that it runs')
-  parser.add_argument('--only', choices=('kd', 'sample', 'greedy', 'eight', 'floor', 'feed'), help='one of them')
+  parser.add_argument('--only', choices=('kd', 'sample', 'greedy', 'eight', 'floor', 'feed', 'bf16'), help='one of them')
   parser.add_argument('--out', help='JSON file')
+  parser.add_argument('--peers', metavar='DIR', nargs='?', const='runs/peers', help='the peers instead; DIR: see benchmarks/peers.py')
+  parser.add_argument('--trl-python', help='the interpreter of an environment with TRL')
+  parser.add_argument('--tunix-python', help='the interpreter of an environment with Tunix')
+  parser.add_argument('--device', choices=('cpu', 'gpu'), default='cpu', help='of --peers')
+  parser.add_argument('--dtype', choices=('float32', 'bfloat16'), help='of --peers; default: float32 on a CPU, else bfloat16')
+  parser.add_argument('--gsm8k', metavar='DIR', help='texts of the real rows of --peers')
+  parser.add_argument('--table', choices=('dense', 'real', 'gpt2', 'llama'), help='some tables of --peers')
   args = parser.parse_args()
   count = 2 if args.quick else args.count
+  if args.peers or args.trl_python or args.tunix_python:
+    rows = peers.compare(peers=args.peers, trl_python=args.trl_python, tunix_python=args.tunix_python, device=args.device, dtype=args.dtype,
+                         count=count, quick=args.quick, gsm8k=args.gsm8k, only=args.table)
+    if args.out:
+      pathlib.Path(args.out).write_text(json.dumps(rows, indent=1) + '\n', encoding='utf-8')
+    return
   benches = dict(kd=lambda: kd(count, args.quick), sample=lambda: sampling.side_by_side(count, args.quick, greedy=False),
                  greedy=lambda: sampling.side_by_side(count, args.quick, greedy=True), eight=lambda: sampling.eight(count, args.quick),
-                 floor=lambda: sampling.floor(count, args.quick), feed=lambda: feeding(count * 5, args.quick))
-  rows = [call() for name, call in benches.items() if args.only in (None, name)]
+                 floor=lambda: sampling.floor(count, args.quick), feed=lambda: feeding(count * 5, args.quick),
+                 bf16=lambda: [*products.products(count, args.quick), products.step(count, args.quick, our_step)])
+  found = [call() for name, call in benches.items() if args.only in (None, name)]
+  rows = [row for each in found for row in (each if isinstance(each, list) else [each])]
+  if any(row['against'] == 'float32 product' for row in rows):
+    print(f'bf16 of this CPU through XLA: the rows "bf16"; this processor has {products.units() or "neither avx512_bf16 nor amx"}')
   print(f'{"":34s}{"ours":>10s}{"other":>10s}  {"against":24s}{"ratio (low - high)":>22s}{"goal":>7s}')
   for row in rows:
     other = f'{row["other"]:10,.1f}' if row['other'] else ' ' * 10
