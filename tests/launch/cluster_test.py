@@ -144,7 +144,7 @@ def test_the_time_limit_lets_the_tasks_save_and_requeues(stubs):
   job = stubs.start('slurm_job.sh', *RUN, **JOB)
   stubs.wait_for('ready.task')
   os.kill(job.pid, signal.SIGTERM)      # B: the batch shell only
-  said, errors = job.communicate(timeout=10)
+  said, errors = job.communicate(timeout=60)
   assert job.returncode == 0, errors
   assert 'saving' in said and stubs.calls('scancel') == [['--signal=TERM', '42']] and ['requeue', '42'] in stubs.calls('scontrol')
 

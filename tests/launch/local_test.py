@@ -68,7 +68,7 @@ def test_signals_reach_every_process_once_and_nothing_is_left(stubs, number, exp
   launcher = stubs.start('local.sh', '-n', '2', *RUN)
   stubs.wait_for('ready.0', 'ready.1')
   os.killpg(launcher.pid, number)     # as a terminal does: to the whole group
-  said, errors = launcher.communicate(timeout=10)
+  said, errors = launcher.communicate(timeout=60)
   assert launcher.returncode == expected, errors
   if number == signal.SIGTERM:
     assert said.count('saving') == 2
@@ -88,7 +88,7 @@ def test_a_second_signal_while_an_exit_code_is_written_loses_nothing(stubs):
   launcher.send_signal(signal.SIGTERM)
   stubs.wait_for('moving.0.new', 'moving.1.new')
   launcher.send_signal(signal.SIGTERM)
-  said, errors = launcher.communicate(timeout=10)
+  said, errors = launcher.communicate(timeout=60)
   assert launcher.returncode == 75, errors
   assert said.count('saving') == 2
 

@@ -157,7 +157,7 @@ def test_an_interrupted_launcher_follows_again_and_others_are_refused(stubs):
   first = stubs.start('tpu.sh', *TPU, *RUN)
   stubs.wait_for('ready.0', 'ready.1')
   os.killpg(first.pid, signal.SIGINT)
-  said = first.communicate(timeout=10)[1]
+  said = first.communicate(timeout=60)[1]
   assert first.returncode == 130 and 'kd and what runs there go on' in said
   other = stubs.run('tpu.sh', *TPU, '--', '--config=configs/other.py')
   assert other.returncode == 1 and 'runs another job' in other.stderr
@@ -165,7 +165,7 @@ def test_an_interrupted_launcher_follows_again_and_others_are_refused(stubs):
   time.sleep(0.5)
   stopped = stubs.run('tpu.sh', *WHERE, '--stop')
   assert stopped.returncode == 0 and stopped.stdout.count('exit stopped') == 2
-  said, errors = second.communicate(timeout=10)
+  said, errors = second.communicate(timeout=60)
   assert second.returncode == 75, errors
   assert 'hello from 0' in said and 'saving' in said and 'it runs there already' in errors
   assert len(program(stubs, '0')) == 1
