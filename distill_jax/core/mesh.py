@@ -182,7 +182,11 @@ def pieces(axis: str) -> int:
 
 def platform() -> str:
   """What is compiled for: the platform of the devices of the mesh of `on`, which need not be here; without one that of this process."""
-  mesh = _HERE.get()[0]
+  return platform_of(_HERE.get()[0])
+
+
+def platform_of(mesh: Mesh | None) -> str:
+  """The platform of its devices; without a mesh that of this process."""
   return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
 
 

@@ -5,6 +5,7 @@ Short rows do not attend to the slots that long ones need, since they are taken 
 at a time follows from what a step reads: the weights once a turn, the caches of its rows. Texts of one prompt go on side by side and
 read one copy of it.
 """
+import concurrent.futures
 import functools
 import math
 from typing import Any, Callable, Iterator, NamedTuple, Sequence
@@ -19,6 +20,7 @@ TURN = 16          # tokens of a turn
 SHORTEST = 48      # narrowest width at which prompts are read, tokens
 NARROWEST = 64     # narrowest width at which rows are taken, slots; half of it where prompts stand apart
 TOGETHER = 4       # most texts of one prompt that read it at once; so many that end at different times leave few of their places empty
+AT_ONCE = {'cpu': 2}      # by platform; a turn's many small operations leave the second core idle (elsewhere turns would only take memory)
 CACHE_SHARE = 2    # a turn reads at least so many times the bytes of the weights from its caches, where the pool is large enough
 
 
@@ -43,7 +45,8 @@ class Row:
 class Shapes(NamedTuple):
   """What is compiled. rows: of the pool; reads: widths of prompts, the longest last; widths: slots that are taken, all of a row last;
   taken: rows of a turn, None for all as they lie; prompts: read at a time; together: texts of a prompt that read one copy of it in a turn
-  (1: prompts stand in the rows); places: for such copies; alone: whether turns of single rows behind a copy are compiled as well."""
+  (1: prompts stand in the rows); places: for such copies; alone: whether turns of single rows behind a copy are compiled as well; at_once:
+  turns that the device does side by side."""
   rows: int
   reads: tuple[int, ...]
   widths: tuple[int, ...]
@@ -52,6 +55,7 @@ class Shapes(NamedTuple):
   together: int = 1
   places: int = 0
   alone: bool = False
+  at_once: int = 1
 
 
 def halves(most: int, least: int) -> tuple[int, ...]:
@@ -89,7 +93,8 @@ def shapes(model, settings, params, mesh, *, batch: int, longest: int, texts: in
     taken //= 2
   if together > 1 and taken % together:
     together = math.gcd(together, taken)
-  return Shapes(rows, reads, widths, taken, whole(rows // (4 * N)), together, 2 * rows // N if together > 1 else 0, not few)
+  return Shapes(rows, reads, widths, taken, whole(rows // (4 * N)), together, 2 * rows // N if together > 1 else 0, not few,
+                AT_ONCE.get(mesh_lib.platform_of(mesh), 1) if pieces == 1 else 1)
 
 
 def run(static, params, ready, prompts: Sequence[Sequence[int]], ids: Sequence[np.ndarray], key, *, shared, offset: int, sizes: Shapes,
@@ -104,6 +109,9 @@ def run(static, params, ready, prompts: Sequence[Sequence[int]], ids: Sequence[n
   held: dict[int, Row] = {}
   used = lambda i: len(prompts[i]) - 1 if static[0].start_id is None else 0
   free = list(range(sizes.rows))
+  threads = concurrent.futures.ThreadPoolExecutor(sizes.at_once) if sizes.at_once > 1 else None
+  # on CPU a call runs on the thread that waits for it
+  side_by_side = map if threads is None else lambda call, items: threads.map(lambda item: jax.block_until_ready(call(item)), items)
   pool = _make(*static, sizes.rows + (sizes.taken is not None), sizes.widths[-1])      # one row more, for nobody, where rows are taken
   copies = Copies(_empty(*static[:2], sizes.places, sizes.reads[-1]), list(range(sizes.places)), {}) if sizes.together > 1 else None
   while waiting or held:
@@ -121,9 +129,14 @@ def run(static, params, ready, prompts: Sequence[Sequence[int]], ids: Sequence[n
       held.update({r: Row(i, n, *((used(i), None) if copies is None else (0, copies.where[i])), watching())
                    for r, (i, n) in zip(rows, chosen)})
     begun = []
-    for rows, together in _groups(held, sizes, prompts):
-      pool, state = _turn(static, ready, pool, copies, shared, [held.get(r) for r in rows], rows, together, sizes, prompts, writer)
-      begun.append((rows, state))
+    groups = _groups(held, sizes, prompts)
+    for at in range(0, len(groups), sizes.at_once):
+      wave = [_take_turn(static, pool, copies, shared, [held.get(r) for r in rows], rows, together, sizes, prompts)
+              for rows, together in groups[at:at + sizes.at_once]]
+      moved = side_by_side(lambda turn: _move(static, ready, turn, writer), wave)
+      for turn, (state, seen) in zip(wave, list(moved)):
+        pool = _put(*static, turn.width, TURN, pool, turn.rows_G, state)
+        begun.append((turn.rows, seen))
     for rows, (tokens, logps, number, ended) in begun:      # the device has the later ones still to do while the host reads the first
       tokens, logps, number, ended = hosts.to_host((tokens, logps, number, ended))
       for g, r in enumerate(rows):
@@ -205,9 +218,17 @@ def _groups(held: dict[int, Row], sizes: Shapes, prompts) -> list[tuple[list[int
           *((rows, 1) for rows in in_turns(alone, sizes.taken))]
 
 
-def _turn(static, params, pool, copies: Copies | None, shared, texts: list[Row | None], rows: list[int], together: int, sizes: Shapes, prompts,
-          writer):
-  """A turn of these rows -> (pool, what was written)."""
+class Turn(NamedTuple):
+  """Rows that were taken. texts: theirs, None where there is none; width: slots of each."""
+  rows: list[int]
+  texts: list[Row | None]
+  width: int
+  rows_G: np.ndarray | None
+  state: Any
+
+
+def _take_turn(static, pool, copies: Copies | None, shared, texts: list[Row | None], rows: list[int], together: int, sizes: Shapes, prompts) -> Turn:
+  """Takes these rows of the pool; copies of their prompts come along."""
   width = fit(max(text.used for text in texts if text), sizes.widths)
   count = sizes.taken or sizes.rows
   live = np.array([text is not None for text in texts] + [False] * (count - len(rows)))
@@ -218,14 +239,17 @@ def _turn(static, params, pool, copies: Copies | None, shared, texts: list[Row |
     places = np.array(of_chunk + [0] * (count // together - len(of_chunk)), np.int32)
     shared = _behind(*static[:2], read, copies.cache, places, shared)
   state = _take(*static, width, TURN, pool, shared, rows_G, live)
-  if not writer:
-    state, seen = _advance(*static, params, state, np.int32(TURN), None, None)
-  else:
-    state, seen = _advance_with(static, params, state, texts + [None] * (count - len(rows)), writer)
-  for text in texts:
+  return Turn(rows, texts + [None] * (count - len(rows)), width, rows_G, state)
+
+
+def _move(static, params, turn: Turn, writer):
+  """A turn of tokens -> (state, what was written)."""
+  for text in turn.texts:
     if text:
       text.used += TURN
-  return _put(*static, width, TURN, pool, rows_G, state), seen
+  if writer:
+    return _advance_with(static, params, turn.state, turn.texts, writer)
+  return _advance(*static, params, turn.state, np.int32(TURN), None, None)
 
 
 def _advance_with(static, params, state, texts: list[Row | None], writer):
