@@ -94,7 +94,7 @@ def shapes(model, settings, params, mesh, *, batch: int, longest: int, texts: in
   if together > 1 and taken % together:
     together = math.gcd(together, taken)
   return Shapes(rows, reads, widths, taken, whole(rows // (4 * N)), together, 2 * rows // N if together > 1 else 0, not few,
-                AT_ONCE.get(mesh_lib.platform_of(mesh), 1) if pieces == 1 else 1)
+                AT_ONCE.get(mesh_lib.platform_of(mesh), 1) if mesh is None or mesh.size == 1 else 1)
 
 
 def run(static, params, ready, prompts: Sequence[Sequence[int]], ids: Sequence[np.ndarray], key, *, shared, offset: int, sizes: Shapes,
