@@ -32,3 +32,12 @@ def shared() -> pathlib.Path:
   if not SHARED.is_dir():
     pytest.skip(f'no {SHARED}: real data sets and models for development are not here')
   return SHARED
+
+
+@pytest.fixture(scope='module', autouse=True)
+def _few_programs():
+  """Forgets compiled programs once a process holds many: each maps memory, and the kernel bears 65,530 mappings of a process."""
+  yield
+  maps = pathlib.Path('/proc/self/maps')
+  if maps.is_file() and maps.read_bytes().count(b'\n') > 20000:
+    jax.clear_caches()

@@ -125,7 +125,7 @@ def _gkd(key, keywords, **shape):
   """Rows of one example each, which rollouts can continue."""
   roles = {'student': role(1, **shape)._replace(text=ENDS), 'teacher': role(2, **shape)}
   keywords = {'max_new_tokens': 8, **keywords}
-  plain, batch = packed_batch(key, source=shape['shape'] == 't5') if keywords.get('on_policy') == 0 else unpacked_batch(key, source=shape['shape'] == 't5')
+  plain, batch = packed_batch(key, source=shape['shape'] == 't5') if keywords.get('on_policy') == 0 else unpacked_batch(key)
   return Example(METHODS['gkd'](roles, **keywords), roles, ('student',), batch, keywords, plain)
 
 

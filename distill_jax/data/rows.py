@@ -237,18 +237,16 @@ class Rows:
 
 
 def checked(batch: Mapping[str, Any]) -> Mapping[str, Any]:
-  """`batch`, or a ValueError that names the row: segments count up by ones from 1, then padding; positions are there for each token."""
+  """`batch`, or a ValueError that names the row: segments count up by ones from 1, then padding."""
   for name in ('segments', 'source_segments'):
     if name not in batch:
       continue
-    segments, positions = np.asarray(batch[name]), np.asarray(batch[name.replace('segments', 'positions')])
+    segments = np.asarray(batch[name])
     after = np.diff(segments, axis=1)
     wrong = ((after != 0) & (after != 1) & (segments[:, 1:] != 0)) | ((segments[:, :-1] == 0) & (segments[:, 1:] != 0))
     if wrong.any() or (segments[:, 0] > 1).any() or (segments < 0).any():
       row = int(np.flatnonzero(wrong.any(1) | (segments[:, 0] > 1) | (segments < 0).any(1))[0])
       raise ValueError(f'row {row}: its {name} run {_runs(segments[row])}; they must count up by one from 1, with padding (0) at the end only')
-    if positions.shape != segments.shape:
-      raise ValueError(f'{name} {segments.shape} and their positions {positions.shape} differ in shape')
   return batch
 
 
