@@ -241,12 +241,13 @@ def checked(batch: Mapping[str, Any]) -> Mapping[str, Any]:
   for name in ('segments', 'source_segments'):
     if name not in batch:
       continue
-    segments = np.asarray(batch[name])
+    whole = np.asarray(batch[name])
+    segments = whole.reshape(-1, whole.shape[-1])      # rows that hold a group have an axis more
     after = np.diff(segments, axis=1)
     wrong = ((after != 0) & (after != 1) & (segments[:, 1:] != 0)) | ((segments[:, :-1] == 0) & (segments[:, 1:] != 0))
     if wrong.any() or (segments[:, 0] > 1).any() or (segments < 0).any():
       row = int(np.flatnonzero(wrong.any(1) | (segments[:, 0] > 1) | (segments < 0).any(1))[0])
-      raise ValueError(f'row {row}: its {name} run {_runs(segments[row])}; they must count up by one from 1, with padding (0) at the end only')
+      raise ValueError(f'row {row * len(whole) // len(segments)}: its {name} run {_runs(segments[row])}; they must count up by one from 1, with padding (0) at the end only')
   return batch
 
 

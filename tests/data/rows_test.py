@@ -209,3 +209,12 @@ def test_segments_that_run_backwards_are_refused_by_row(segments, said):
   with pytest.raises(ValueError, match=f'row 1: its segments run {said}; they must count up'):
     rows_lib.checked(batch)
   assert rows_lib.checked(dict(segments=np.array([good, [0] * 5]), positions=np.zeros((2, 5))))
+
+
+def test_segments_of_rows_that_hold_groups_are_checked_too():
+  good = np.ones((3, 2, 4), np.int32)
+  assert rows_lib.checked(dict(segments=good)) is not None
+  bad = good.copy()
+  bad[1, 0] = [1, 2, 1, 1]
+  with pytest.raises(ValueError, match='row 1: its segments run 1 2 1'):
+    rows_lib.checked(dict(segments=bad))
