@@ -101,7 +101,8 @@ def run(static, params, ready, prompts: Sequence[Sequence[int]], ids: Sequence[n
         place: Callable, watching: Callable[[], watch.Watch | None], writer: Callable[[str], str] | None) -> Iterator[Written]:
   """Yields every text of every prompt as it ends, long prompts first.
 
-  prompts: of a model with an encoder, what that reads and then the token that decoding starts from. static: (model, settings, mesh); params read the prompts, `ready` the tokens; shared: cache of `offset` tokens that stand before all.
+  prompts: of a model with an encoder, what that reads and then the token that decoding starts from. static: (model, settings, mesh);
+  params read the prompts, `ready` the tokens; shared: cache of `offset` tokens that stand before all.
   """
   N = static[1].samples
   order = sorted(range(len(prompts)), key=lambda i: (fit(len(prompts[i]) - 1, sizes.reads), -i))
