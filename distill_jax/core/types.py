@@ -2,6 +2,7 @@
 
 Shape suffixes: B rows, L tokens of a row, D width, V vocabulary, G microbatches, S cache slots, K kept entries.
 """
+import random
 from typing import Any, Callable, Iterable, Mapping, NamedTuple, Sequence
 
 import jax
@@ -122,6 +123,10 @@ class Task(NamedTuple):
   answer(example) -> str, the perfect answer; grade(example, text) -> 1.0 or 0.0.
   writer: text so far -> what must stand next ('' for nothing), for decoding with a tool; None: no tool.
   explain(example, text) -> a short reason for the grade ('right', 'wrong answer', 'no answer'); used in reports.
+  learn(example, text) -> [(prompt, completion)], what a student of this task learns from a teacher's text; None: its own prompt and the text.
+  narrate(example, rng) -> what an imperfect teacher would write, by rule, for generated problems; rng: a random.Random. None: nobody can.
+  grades([(example, text)]) -> the grade of many at once (programs in a pool); None: one by one.
+  group(example) -> what tables break accuracy down by (number of steps, relation); None: not at all.
   """
   examples: Callable[[str], Iterable[dict]]
   prompt: Callable[[dict], str]
@@ -129,6 +134,10 @@ class Task(NamedTuple):
   grade: Callable[[dict, str], float]
   writer: Callable[[str], str] | None = None
   explain: Callable[[dict, str], str] | None = None
+  learn: Callable[[dict, str], list[tuple[str, str]]] | None = None
+  narrate: Callable[[dict, random.Random], str] | None = None
+  grades: Callable[[Sequence[tuple[dict, str]]], list[float]] | None = None
+  group: Callable[[dict], str] | None = None
 
 
 class State(NamedTuple):

@@ -1,4 +1,5 @@
 """Evaluate: a role answers held-out questions; accuracy and unbiased pass@k with intervals, every prediction on file."""
+import collections
 import json
 import math
 import time
@@ -24,7 +25,7 @@ def evaluate(out, inputs, *, seed, how, log, roles, task, splits=('test',), coun
              max_new_tokens=160, calculator=False, stop=(), cache_dtype=None, part=256, title=None) -> dict[str, Any]:
   """Answers the questions of each split, in parts; a part that is there is not answered again.
 
-  roles: exactly one, a model or one behind an API (stages/api.py).  accuracy: mean grade over samples, then over problems;
+  roles: exactly one, a model or one behind an API (stages/api.py).  accuracy: mean grade over samples, then over problems, also by the task's `group`;
   pass@k for each k of `ks`; 95 % intervals by bootstrap over problems.
   temperature 0: greedy.  cache_dtype: of the decoding cache.  how: batch, mesh, rules; of an API concurrency (requests in flight), tries,
   timeout; groups of hosts take parts in turn.
@@ -54,11 +55,12 @@ def evaluate(out, inputs, *, seed, how, log, roles, task, splits=('test',), coun
   if hosts.lead():
     _file(out, rows)
   table = {split: _scores(rows[split], samples, ks) for split in splits}
+  groups = {split: by_group(rows[split]) for split in splits if 'group' in rows[split][0]}
   first = rows[splits[0]]
   return dict(kind='evaluate', title=title or name, role=name, parameters=writer.parameters, calculator=calculator, temperature=temperature,
               samples=samples, seed=seed, splits=table, seconds=time.perf_counter() - began,
               examples=[dict(question=r['question'], answer=r['gold'], prediction=r['texts'][0], right=r['grades'][0] > 0) for r in first[:SHOWN]],
-              **writer.facts())
+              **({'groups': groups} if groups else {}), **writer.facts())
 
 
 def _answer(out, writer, share, task, questions, *, part, samples, log) -> None:
@@ -72,8 +74,10 @@ def _answer(out, writer, share, task, questions, *, part, samples, log) -> None:
   parts = {where: ([task.prompt(e) for e in chosen(*where)], [e['id'] for e in chosen(*where)]) for where in todo}
   progress = lambda where, texts: log.progress(min(before[where[0]] + where[1] * part + texts // samples, total), total, unit='questions')
   for (split, index), texts in writer.write(parts, progress):
-    rows = [dict(id=e['id'], question=e['question'], gold=task.answer(e), texts=[t['text'] for t in several],
-                 grades=[float(task.grade(e, t['text'])) for t in several]) for e, several in zip(chosen(split, index), texts)]
+    asked = chosen(split, index)
+    grades = iter(records.marks_of(task, [(e, t['text']) for e, several in zip(asked, texts) for t in several]))
+    rows = [dict(id=e['id'], question=e['question'], gold=task.answer(e), texts=[t['text'] for t in several], grades=[next(grades) for _ in several],
+                 **({} if task.group is None else dict(group=task.group(e)))) for e, several in zip(asked, texts)]
     share.write(out / split, index, counts[split], {'prediction': [json.dumps(row, ensure_ascii=False) for row in rows]})
   log.progress(total, total, unit='questions')
 
@@ -101,3 +105,15 @@ def _scores(rows: Sequence[dict[str, Any]], samples: int, ks: Sequence[int]) -> 
     interval = records.bootstrap(values)
     passed[str(k)] = dict(value=float(values.mean()), low=interval[0], high=interval[1])
   return dict(n=len(rows), accuracy=float(grades.mean()), low=low, high=high, pass_at=passed)
+
+
+def by_group(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+  """{group: n, accuracy, low, high} of predictions, groups in the order of their names (numbers by size)."""
+  grades = collections.defaultdict(list)
+  for row in rows:
+    grades[str(row['group'])].append(float(np.mean(row['grades'])))
+  out = {}
+  for name in sorted(grades, key=lambda name: (0, float(name), '') if name.replace('.', '', 1).isdigit() else (1, 0.0, name)):
+    low, high = records.bootstrap(np.asarray(grades[name]))
+    out[name] = dict(n=len(grades[name]), accuracy=float(np.mean(grades[name])), low=low, high=high)
+  return out

@@ -83,12 +83,12 @@ def _upstream(inputs: Mapping[str, Any], key: str = 'rows') -> int | None:
   return total
 
 
-def generate(inputs, *, seed, how, task, roles=None, split='train', count=None, samples=4, max_new_tokens=160, recorded=None, **_):
+def generate(inputs, *, seed, how, task, roles=None, split='train', count=None, samples=4, max_new_tokens=160, **_):
   """An upper bound where teachers end sooner than the perfect answers do not."""
   task = records.make_task(task)
   if not roles:
     questions = len(list(task.examples(split))[:count])
-    return dict(rows=questions, tokens=0, truncated=0, bytes=questions * 600, seconds=5.0)
+    return dict(rows=questions * samples, tokens=0, truncated=0, bytes=questions * samples * 600, seconds=5.0)
   if 'api' in roles['teacher']:
     return _asked(roles['teacher'], task, [split], count, samples, max_new_tokens)
   size, longest, _ = describe(roles['teacher'])

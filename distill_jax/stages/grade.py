@@ -6,26 +6,34 @@ from typing import Any
 from distill_jax.data import shards
 from distill_jax.stages import records
 
+MARKED = 1000   # texts that are marked at once
 SHOWN = 24      # rejected texts in the report
 
 
-def grade(out, inputs, *, seed, how, log, task, keep='right', dedupe=True, cap=None, unfinished=False) -> dict[str, Any]:
+def grade(out, inputs, *, seed, how, log, task, tasks=None, keep='right', dedupe=True, cap=None, unfinished=False) -> dict[str, Any]:
   """Marks every text of the inputs with the task's grade and keeps those that pass.
 
-  keep: 'right' or 'all' (a control).  dedupe: drop a text equal to an earlier one of its question (white space aside).
+  tasks: dict(student=...): what is kept is handed on as that task's prompts and texts (Task.learn), so that few-shot prompts and hints stay with
+  the teacher; without it as it was written.  keep: 'right' or 'all' (a control).  dedupe: drop a text equal to an earlier one of its question (white space aside).
   cap: most texts of one question.  unfinished: keep texts that never ended, too.
   Stops, saying why, when nothing is kept. rejected.jsonl holds every rejected text with its reason.
   """
   if keep not in ('right', 'all'):
     raise ValueError(f"keep={keep!r}: 'right' or 'all'")
+  if set(tasks or {}) - {'student'}:
+    raise ValueError(f"grade: tasks={sorted(tasks)}: only 'student', whose prompts and texts the kept ones become")
   task = records.make_task(task)
   rows = [row for path in records.data_inputs(inputs).values() for row in records.read(path)]
   if not rows:
     raise ValueError(f'grade: no texts in {", ".join(map(str, inputs.values())) or "its inputs"}; name a generate stage in of=')
   kept, rejected, reasons, agreed = [], [], collections.Counter(), collections.Counter()
   seen, taken = set(), collections.Counter()
-  for done, row in enumerate(rows):
-    right = task.grade(row['example'], row['completion']) > 0
+  marks = []
+  for done in range(0, len(rows), MARKED):
+    log.progress(done, len(rows), unit='texts')
+    marks += records.marks_of(task, [(row['example'], row['completion']) for row in rows[done:done + MARKED]])
+  for row, mark in zip(rows, marks, strict=True):
+    right = mark > 0
     if row['given'] >= 0:
       agreed['agree' if right == bool(row['given']) else 'differ'] += 1
     reason = _reason(task, row, right, keep=keep, dedupe=dedupe, cap=cap, unfinished=unfinished, seen=seen, taken=taken)
@@ -34,21 +42,23 @@ def grade(out, inputs, *, seed, how, log, task, keep='right', dedupe=True, cap=N
     else:
       reasons[reason] += 1
       rejected.append(dict(id=row['id'], question=row['example'].get('question', row['prompt']), completion=row['completion'], reason=reason))
-    if done % 1000 == 0:
-      log.progress(done, len(rows), unit='texts')
   log.progress(len(rows), len(rows), unit='texts')
   _report(out, rejected)
   if not kept:
     raise ValueError(f'grade: none of {len(rows)} texts was kept ({", ".join(f"{n} {r}" for r, n in reasons.most_common())}); there is nothing to '
                      f'train on. Look at {out / "rejected.jsonl"}: the teacher, its prompt or max_new_tokens may not fit the task')
-  part = how.get('part', 4096)
+  part, facts = how.get('part', 4096), {}
+  questions_kept = len({r['id'] for r in kept})
+  if tasks:
+    student = records.make_task(tasks['student'])
+    facts, kept = dict(texts_kept=len(kept)), [new for row in kept for new in records.learned(student, row)]
   count = -(-len(kept) // part)
   for index in range(count):
     chunk = [{**row, 'example': json.dumps(row['example'], sort_keys=True, ensure_ascii=False)} for row in kept[index * part:(index + 1) * part]]
     shards.write_part(out, index, count, records.columns(chunk))
   shards.finish(out, count=count, fingerprints={}, kind='texts')
-  summary = dict(kind='grade', texts=len(rows), kept=len(kept), questions=len({r['id'] for r in rows}), questions_kept=len({r['id'] for r in kept}),
-                 reasons=dict(reasons.most_common()), examples=_some(rejected))
+  summary = dict(kind='grade', texts=len(rows), kept=len(kept), questions=len({r['id'] for r in rows}), questions_kept=questions_kept,
+                 reasons=dict(reasons.most_common()), examples=_some(rejected), **facts)
   if agreed:
     summary['given'] = dict(agreed)
     summary['notes'] = [f'{agreed["agree"]} of {sum(agreed.values())} verdicts agree with those that came with the texts']

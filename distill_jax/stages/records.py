@@ -54,6 +54,23 @@ def people(task: Task, split: str, count: int | None = None) -> list[dict[str, A
   return [{**record(e, task.prompt(e), task.answer(e)), 'example': e} for e in examples]
 
 
+def marks_of(task: Task, pairs: Sequence[tuple[dict, str]]) -> list[float]:
+  """The task's grade of each (example, text), many at once where the task can."""
+  if task.grades is None:
+    return [float(task.grade(example, text)) for example, text in pairs]
+  marks = [float(mark) for mark in task.grades(pairs)]
+  if len(marks) != len(pairs):
+    raise ValueError(f'grades: {len(marks)} grades for {len(pairs)} texts')
+  return marks
+
+
+def learned(task: Task, row: Mapping[str, Any]) -> list[dict[str, Any]]:
+  """The records that a student of `task` learns from a kept one: by the task's `learn`, else the task's own prompt before the same text."""
+  example = row['example']
+  pairs = [(task.prompt(example), row['completion'])] if task.learn is None else task.learn(example, row['completion'])
+  return [{**row, 'prompt': prompt, 'completion': completion} for prompt, completion in pairs]
+
+
 TARGETS = ('written', 'gold', 'prompt')
 
 

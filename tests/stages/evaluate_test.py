@@ -69,3 +69,10 @@ def test_predictions_parts_and_restart(small, call):
 def test_settings_that_do_not_go_together(small, call, changed, message):
   with pytest.raises(ValueError, match=message):
     call('evaluate', 'evaluate', **{**dict(roles=dict(student=small.student), task=small.task), **changed})
+
+
+def test_accuracy_by_group():
+  rows = [dict(group=g, grades=[x]) for g, x in (('10', 1.0), ('2', 0.0), ('2', 1.0), ('b', 0.0), ('2', 1.0))]
+  table = stage.by_group(rows)
+  assert list(table) == ['2', '10', 'b'] and [t['n'] for t in table.values()] == [3, 1, 1]
+  assert table['2']['accuracy'] == pytest.approx(2 / 3) and table['2']['low'] < 2 / 3 < table['2']['high'] and table['b']['high'] == 0.0

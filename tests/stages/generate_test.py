@@ -72,7 +72,7 @@ def test_overlap_with_the_held_out_split_is_counted(small, call, tmp_path):
 
 @pytest.mark.parametrize('given', [dict(), dict(recorded='x', roles=dict(teacher=dict(load='y')))])
 def test_one_source_of_texts(small, call, given):
-  with pytest.raises(ValueError, match="either roles=dict.* or recorded='FILE'"):
+  with pytest.raises(ValueError, match="one of roles=dict.*recorded='FILE', narrated=True"):
     call('generate', 'generate', task=small.task, **given)
 
 
@@ -90,3 +90,46 @@ def test_a_teacher_without_an_end_of_text_writes_on_and_it_is_said(small, call, 
                  **{**SETTINGS, 'max_new_tokens': 4})
   assert summary['unfinished'] == 4 and summary['tokens'] == 16
   assert 'has no end-of-text token: every text goes on to max_new_tokens' in summary['notes'][0]
+
+
+def test_the_second_prompt_goes_on_with_each_text(small, call):
+  """Zero-shot-CoT in two prompts: the record keeps the first prompt and holds rationale, marker and answer."""
+  call('generate', 'first', task=small.task, roles=dict(teacher=small.teacher), count=3, **SETTINGS)
+  then = ' So: '
+  more = {**SETTINGS, 'samples': 1, 'temperature': 0.0}
+  summary = call('generate', 'second', ['first'], task=small.task, roles=dict(teacher=small.teacher), then=then, **more)
+  first, second = records.read(call.out('first')), records.read(call.out('second'))
+  assert summary['texts'] == len(second) == len(first) == 6
+  for a, b in zip(first, second, strict=True):
+    assert (b['id'], b['sample'], b['prompt']) == (a['id'], a['sample'], a['prompt'])
+    assert b['completion'].startswith(a['completion'] + then) and b['tokens'] > a['tokens'] and b['logp'] < a['logp']
+  assert len({b['completion'][len(a['completion']):] for a, b in zip(first, second, strict=True)}) > 1, 'the second step reads the first'
+  for wrong in (dict(samples=2), dict(unsolved=True), dict(roles=None, narrated=True)):
+    with pytest.raises(ValueError, match='then='):
+      call('generate', 'third', ['first'], **{**dict(task=small.task, roles=dict(teacher=small.teacher), then=then), **more, **wrong})
+
+
+def test_only_questions_without_a_kept_text(small, call, texts):
+  asked = list(small.made.examples('train'))
+  texts('kept', [(asked[0], 'x', {}), (asked[2], 'y', {})])
+  settings = dict(task=small.task, roles=dict(teacher=small.teacher), unsolved=True, **SETTINGS)
+  call('generate', 'rest', ['kept'], count=4, **settings)
+  assert {r['id'] for r in records.read(call.out('rest'))} == {asked[1]['id'], asked[3]['id']}
+  texts('all', [(e, 'x', {}) for e in asked])
+  summary = call('generate', 'none', ['all'], **settings)
+  assert summary['questions'] == summary['texts'] == 0 and records.read(call.out('none')) == []
+
+
+def test_a_task_that_narrates_writes_by_rule(small, call, monkeypatch):
+  monkeypatch.setattr(records, 'make_task', lambda definition: small.made._replace(narrate=lambda e, rng: f'{e["question"][:5]} {rng.random()}'))
+  settings = dict(task=small.task, narrated=True, samples=3, part=2)
+  summary = call('generate', 'told', **settings)
+  rows = records.read(call.out('told'))
+  assert summary['texts'] == len(rows) == 18 and len({r['completion'] for r in rows}) == 18 and 'narrator' in summary['teacher']
+  call('generate', 'again', **{**settings, 'part': 4})
+  assert records.read(call.out('again')) == rows, 'randomness follows the question'
+  call('generate', 'other', seed=1, **settings)
+  assert all(a['completion'] != b['completion'] for a, b in zip(records.read(call.out('other')), rows))
+  monkeypatch.undo()
+  with pytest.raises(ValueError, match='has no narrator'):
+    call('generate', 'no', **settings)

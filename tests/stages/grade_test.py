@@ -70,3 +70,35 @@ def test_what_it_cannot_grade(small, call, written):
     call('grade', 'grade', ['generate'], task=small.task, keep='best')
   with pytest.raises(ValueError, match='no texts in its inputs; name a generate stage'):
     call('grade', 'grade', task=small.task)
+
+
+def test_the_student_task_says_what_is_learnt(small, call, written, monkeypatch):
+  """The teacher's prompt stays with the teacher; one kept text may become several pairs."""
+  a, b = written
+  made = records.make_task
+  tasks = {'teacher': small.made, 'student': small.made._replace(prompt=lambda e: 'Q ' + e['id']),
+           'steps': small.made._replace(learn=lambda e, text: [('first', text[:3]), ('second', text[3:])])}
+  monkeypatch.setattr(records, 'make_task', lambda definition: tasks[definition['task']] if definition['task'] in tasks else made(definition))
+  plain = call('grade', 'plain', ['generate'], task=dict(task='teacher'))
+  before = records.read(call.out('plain'))
+  summary = call('grade', 'student', ['generate'], task=dict(task='teacher'), tasks=dict(student=dict(task='student')))
+  assert summary['kept'] == plain['kept'] and summary['texts_kept'] == plain['kept']
+  assert records.read(call.out('student')) == [{**row, 'prompt': 'Q ' + row['id']} for row in before]
+  summary = call('grade', 'steps', ['generate'], task=dict(task='teacher'), tasks=dict(student=dict(task='steps')))
+  assert summary['kept'] == 2 * plain['kept'] and summary['questions_kept'] == plain['questions_kept']
+  assert [r['prompt'] for r in records.read(call.out('steps'))] == ['first', 'second'] * len(before)
+  with pytest.raises(ValueError, match="only 'student'"):
+    call('grade', 'no', ['generate'], task=dict(task='teacher'), tasks=dict(teacher=dict(task='student')))
+
+
+def test_many_are_marked_at_once(small, call, written, monkeypatch):
+  calls = []
+  def grades(pairs):
+    calls.append(len(pairs))
+    return [small.made.grade(e, text) for e, text in pairs]
+  one_by_one = call('grade', 'plain', ['generate'], task=small.task)
+  monkeypatch.setattr(records, 'make_task', lambda definition: small.made._replace(grades=grades, grade=None))
+  assert call('grade', 'many', ['generate'], task=small.task) == one_by_one and calls == [10]
+  monkeypatch.setattr(records, 'make_task', lambda definition: small.made._replace(grades=lambda pairs: [1.0]))
+  with pytest.raises(ValueError, match='1 grades for 10 texts'):
+    call('grade', 'wrong', ['generate'], task=small.task)
