@@ -152,6 +152,29 @@ def check(recipe: Mapping[str, Any], sources: Sources):
     for other in reads(recipe, name):
       if other in run[place:]:
         raise ValueError(f'config.run: {name!r} reads {other!r}, which must come before it')
+  for number, entry in enumerate(recipe.get('compare') or ()):
+    _check_compared(f'config.compare[{number}]', entry, stages, sources)
+
+
+def _check_compared(where: str, entry: Any, stages: Mapping[str, Any], sources: Sources):
+  """An entry of `compare`: (arm, arm, split) or (arm, arm, split, measure); an arm is a stage or a title."""
+  if not isinstance(entry, (list, tuple)) or len(entry) not in (3, 4) or not all(isinstance(word, str) for word in entry):
+    raise ValueError(f"{where}: {entry!r} is not (arm, arm, split) or (arm, arm, split, measure), as ('evaluate_a', 'evaluate_b', 'test', 'pass@10')")
+  titles = {stage['title']: name for name, stage in stages.items() if stage.get('title')}
+  for name in entry[:2]:
+    _known(where, name, list(dict.fromkeys([*stages, *titles])))
+  measure = entry[3] if len(entry) == 4 else 'accuracy'
+  if not measure.startswith('pass@'):
+    return
+  k = measure.removeprefix('pass@')
+  if not k.isdigit() or int(k) < 1:
+    raise ValueError(f'{where}: {measure!r}: pass@ and a number, as pass@10')
+  for name in entry[:2]:
+    stage = stages[name if name in stages else titles[name]]
+    takes = inspect.signature(sources.stages[stage['stage']]).parameters
+    samples = stage.get('samples', takes['samples'].default if 'samples' in takes else None)
+    if isinstance(samples, int) and samples < int(k):
+      raise ValueError(f'{where}: {measure} needs at least {k} samples a problem; {name} has samples={samples}')
 
 
 def plan(recipe: Mapping[str, Any], workdir: pathlib.Path, sources: Sources, *, also: Sequence[str] = (),

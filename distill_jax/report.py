@@ -5,9 +5,10 @@ import pathlib
 from typing import Any, Mapping
 
 from distill_jax import page
+from distill_jax import report_results
 from distill_jax import results
 from distill_jax.core import marks
-from distill_jax.tables import percent, size
+from distill_jax.tables import size
 from distill_jax.train.log import duration
 
 
@@ -16,7 +17,7 @@ def write(workdir: pathlib.Path, recipe: Mapping[str, Any]) -> pathlib.Path:
   workdir = pathlib.Path(workdir)
   done = results.finished(workdir, recipe)
   body = [
-      _head(workdir, recipe, done), _results(workdir, recipe, done), _beside(workdir, recipe, done), _curves(workdir, done),
+      _head(workdir, recipe, done), report_results.figures(workdir, recipe, done, _colours(done)), report_results.beside(workdir, recipe, done), _curves(workdir, done),
       _training(done), _writing(done), _services(done), _rejections(done), _labels(done), _exports(done), _samples(done), _times(done),
       _how_made(workdir, recipe)]
   path = workdir / 'report.html'
@@ -43,95 +44,6 @@ def _colours(done):
   """One colour a title, the same in every figure."""
   titles = dict.fromkeys(results.title(name, s) for kind in ('train', 'evaluate') for name, s in results.of_kind(done, kind).items())
   return {title: page.COLOURS[number % len(page.COLOURS)] for number, title in enumerate(titles)}
-
-
-def _interval(figures, key='accuracy'):
-  return (percent(figures[key]), f'[{percent(figures["low"])}, {percent(figures["high"])}]')
-
-
-def _results(workdir, recipe, done):
-  arms = results.of_kind(done, 'evaluate')
-  if not arms:
-    return ''
-  names = results.splits(arms)
-  titles = [results.title(stage, summary) for stage, summary in arms.items()]
-  rows, panels, counts = [], {split: [] for split in names}, {}
-  for title, summary in zip(titles, arms.values()):
-    figures = {split: summary['splits'].get(split) for split in names}
-    rows.append([title, *(_interval(f) if f else '' for f in figures.values()), 'yes' if summary.get('calculator') else 'no',
-                 summary.get('samples', 1), f'{summary.get("temperature", 0):g}'])
-    for split, f in figures.items():
-      panels[split].append((f['accuracy'], f['low'], f['high']) if f else None)
-      counts.update({split: f['n']} if f else {})
-  return '\n'.join((
-      '<h2>Results</h2><p>Right answers in percent, with the 95 % interval over problems.</p>',
-      page.table(['arm', *names, 'calculator', 'samples', 'temperature'], rows),
-      page.soft('Problems a split: ' + ', '.join(f'{split}: {n}' for split, n in counts.items())),
-      page.intervals(titles, panels, _colours(done)), _pass_at(titles, arms), _compared(workdir, recipe)))
-
-
-def _pass_at(titles, arms):
-  rows = [[title, split, k, _interval(figures, 'value')] for title, summary in zip(titles, arms.values()) if summary.get('samples', 1) > 1
-          for split, all_k in summary['splits'].items() for k, figures in all_k.get('pass_at', {}).items()]
-  if not rows:
-    return ''
-  said = page.soft('Unbiased estimate from all samples of a problem.')
-  return '<h3>pass@k</h3>' + said + page.table(['arm', 'split', 'k', 'pass@k'], rows)
-
-
-def _compared(workdir, recipe):
-  rows = [[f'{one.a} − {one.b}', one.split, f'{100 * one.difference[0]:+.1f}', *one.pairs, f'{one.pairs.p:.2g}', one.verdict]
-          for one in results.compare([workdir], recipe)]
-  if not rows:
-    return ''
-  head = ['arms', 'split', 'points', 'both right', 'first only', 'second only', 'neither', 'p (sign test)', 'verdict']
-  return '<h3>Compared, problem by problem</h3>' + page.table(head, rows) + page.soft(
-      'Two-sided sign test on the problems that exactly one arm has right. One training run each: it says nothing about other seeds '
-      '(--seeds=3 does).')
-
-
-def _side_by_side(recipe, arms):
-  """{(stage, stage): split}: what config.compare names, else the first two arms."""
-  pairs = {}
-  for first, second, split in recipe.get('compare') or ():
-    a, b = results.arm(arms, first), results.arm(arms, second)
-    if a and b:
-      pairs.setdefault((a, b), split)
-  if not pairs and len(arms) > 1:
-    a, b, *_ = arms
-    pairs[a, b] = next(iter(arms[a]['splits']), None)
-  return pairs
-
-
-def _first(row):
-  """(text, whether right) of the first sample."""
-  return (row['texts'] or [''])[0], (row['grades'] or [0.0])[0] > 0
-
-
-def _beside(workdir, recipe, done, *, most=(4, 2, 2, 1)):
-  """Same questions, both answers: a few that only the first has right, only the second, both, neither."""
-  arms, out = results.of_kind(done, 'evaluate'), []
-  for (a, b), split in _side_by_side(recipe, arms).items():
-    ours, theirs = results.predictions(workdir / a, split), results.predictions(workdir / b, split)
-    kinds = {(True, False): [], (False, True): [], (True, True): [], (False, False): []}
-    for name in sorted(ours.keys() & theirs.keys()):
-      kinds[_first(ours[name])[1], _first(theirs[name])[1]].append(name)
-    if not any(kinds.values()):
-      continue
-    titles = [results.title(name, arms[name]) for name in (a, b)]
-    counts = [len(names) for names in kinds.values()]
-    out += [f'<h3>{page.escape(titles[0])} beside {page.escape(titles[1])}, on {page.escape(split)}</h3>', page.soft(
-        f'First answers. Only the first right: {counts[0]}, only the second: {counts[1]}, both: {counts[2]}, neither: {counts[3]}. '
-        f'Shown are up to {most[0]}, {most[1]}, {most[2]} and {most[3]} of these, by id, not chosen by hand.')]
-    for names, count in zip(kinds.values(), most):
-      out += [_card(ours[name], [(title, *_first(rows[name])) for title, rows in zip(titles, (ours, theirs))]) for name in names[:count]]
-  return '<h2>Side by side</h2>' + '\n'.join(out) if out else ''
-
-
-def _card(row, answers):
-  """One question with its answer and what one or two arms wrote: (who, text, whether right)."""
-  gold = str(row['gold']).rsplit('####', 1)[-1].strip()
-  return page.card(row['question'], f'answer: {gold}', [(who, page.tag(right), text) for who, text, right in answers])
 
 
 def _metrics(directory):
@@ -267,7 +179,7 @@ def _samples(done):
   out = ''
   for name, s in results.of_kind(done, 'evaluate').items():
     who = results.title(name, s)
-    cards = [_card({'question': e['question'], 'gold': e['answer']}, [(who, e['prediction'], e['right'])]) for e in s.get('examples', ())]
+    cards = [report_results.card({'question': e['question'], 'gold': e['answer']}, [(who, e['prediction'], e['right'])]) for e in s.get('examples', ())]
     out += page.folded(who, ''.join(cards))
   return '<h2>Sample predictions</h2>' + out if out else ''
 

@@ -82,8 +82,9 @@ def run(recipe: Mapping[str, Any], steps: Mapping[str, pipeline.Step], workdir: 
         for note in done['summary'].get('notes', ()):
           main_log.say(f'{step.name}: note: {note}')
       if hosts.lead():
-        if (table := tables.accuracies(workdir, recipe)) is not None:
-          tables.show(table)
+        for table in (tables.accuracies(workdir, recipe), *tables.further(workdir, recipe)):
+          if table is not None:
+            tables.show(table)
         main_log.say(f'report: {report.write(workdir, recipe)}' + (f' ({store.remote(workdir)}/report.html)' if store.remote(workdir) else ''))
     finally:
       main_log.close()

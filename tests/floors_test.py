@@ -7,7 +7,7 @@ import pytest
 PACKAGE = pathlib.Path(__file__).resolve().parent.parent / 'distill_jax'
 FLOORS = dict(commands=6, stages=5, methods=4, decode=3, models=2, losses=2, tasks=2, data=2, train=2, compress=2, pipeline=2, core=1)
 NARROW = dict(methods={'methods', 'decode', 'losses', 'core'})      # models, tasks and text are handed to a method
-COMMANDS = {'main', 'report', 'chat', 'page', 'tables', 'results', 'seeds', 'runs', 'plan', 'plan_table', 'check', 'inspect', 'shards'}
+COMMANDS = {'main', 'report', 'report_results', 'chat', 'page', 'tables', 'results', 'seeds', 'runs', 'plan', 'plan_table', 'check', 'inspect', 'shards'}
 
 
 def modules() -> dict[str, pathlib.Path]:

@@ -214,7 +214,7 @@ def test_seeds_run_the_recipe_and_print_intervals(place):
   # Good 0.8 0.7 0.9 and Bad 0.2 0.3 0.1: t(2, 97.5 %) = 4.3027, so 0.8 +- 4.3027 x 0.1 / sqrt 3
   assert '80.0  70.0  90.0' in ran.stdout and '[55.2, 104.8]' in ran.stdout
   # differences 0.6 0.4 0.8: mean 0.6, +- 4.3027 x 0.2 / sqrt 3; problems that only Good has right: 6 + 4 + 8
-  assert '60.0  40.0  80.0' in ran.stdout and '[10.3, 109.7]' in ran.stdout and '18 / 0' in ran.stdout and 'Good better' in ran.stdout
+  assert '+60.0  +40.0  +80.0' in ran.stdout and '[+10.3, +109.7]' in ran.stdout and '18 / 0' in ran.stdout and 'Good better' in ran.stdout
   figures = marks.read_json(place / 'w' / 'seeds.json')
   assert figures['compare'][0]['p'] == pytest.approx(2 * 0.5**18)
   assert [marks.read_json(place / 'w' / f'seed-{i}' / 'good' / 'DONE')['details']['seed'] for i in range(3)] == [0, 1, 2]

@@ -307,3 +307,29 @@ def test_forecasts_know_what_is_done_and_what_a_role_will_be(tmp_path):
 def test_marks_hold_only_plain_data(tmp_path):
   for step in pipeline.plan(recipe(), tmp_path, SOURCES).values():
     assert json.loads(json.dumps(step.details)) == json.loads(marks.canonical(step.details))
+
+
+def judge(out, inputs, *, seed, how, log, samples=1, title=None):
+  return {'kind': 'evaluate'}
+
+
+JUDGED = dict(stages=dict(a=dict(stage='judge', title='First', samples=8), b=dict(stage='judge', title='Second')), run=['a', 'b'])
+
+
+@pytest.mark.parametrize('entry, message', [
+    (('a', 'b'), "config.compare[1]: ('a', 'b') is not (arm, arm, split) or (arm, arm, split, measure)"),
+    (('a', 'b', 'test', 10), "is not (arm, arm, split)"),
+    ('abc', "config.compare[1]: 'abc' is not"),
+    (('a', 'Secnd', 'test'), "config.compare[1]: there is no 'Secnd'; did you mean 'Second'? known: a, b, First, Second"),
+    (('a', 'b', 'test', 'pass@x'), "config.compare[1]: 'pass@x': pass@ and a number"),
+    (('a', 'b', 'test', 'pass@0'), 'pass@ and a number'),
+    (('First', 'Second', 'test', 'pass@2'), 'config.compare[1]: pass@2 needs at least 2 samples a problem; Second has samples=1'),
+    (('a', 'b', 'test', 'pass@100'), 'pass@100 needs at least 100 samples a problem; a has samples=8'),
+])
+def test_comparisons_are_checked_before_anything_runs(entry, message):
+  sources = pipeline.Sources(dict(judge=judge))
+  right = [('a', 'Second', 'test'), ['First', 'b', 'test', 'pass@1'], ('a', 'a', 'test', 'pass@8'), ('a', 'b', 'test', 'MRR')]
+  pipeline.check({**JUDGED, 'compare': right}, sources)
+  with pytest.raises(ValueError) as error:
+    pipeline.check({**JUDGED, 'compare': [right[0], entry]}, sources)
+  assert message in str(error.value)

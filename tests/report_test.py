@@ -180,3 +180,27 @@ def test_pass_at_k_is_shown_for_several_samples(tmp_path):
   _done(tmp_path, 'eval_kd', dict(kind='evaluate', title='KD', samples=8, temperature=0.7, splits=dict(test=figures)))
   text = report.write(tmp_path, RECIPE).read_text(encoding='utf-8')
   assert 'pass@k' in text and '75.0 <span class="soft">[30.0, 95.0]' in text
+
+
+def test_groups_other_measures_and_intervals_of_differences_are_shown(tmp_path):
+  for name, title, right in (('eval_kd', 'KD', 6), ('eval_answers', 'Answers only', 2)):
+    groups = {f'{g} <steps>': dict(n=5, accuracy=right / 10, low=0.125, high=0.875) for g in range(8)}
+    _done(tmp_path, name, dict(kind='evaluate', title=title, splits=dict(test=dict(n=10, accuracy=right / 10, low=0.2, high=0.8)),
+                               groups=dict(test=groups), metrics=dict(test={'macro-F1': dict(value=0.4321, low=0.4, high=0.5), 'MRR': dict(value=0.25)})))
+    rows = [dict(split='test', id=str(i), question='q', gold='1', texts=['1'], grades=[float(i < right)]) for i in range(10)]
+    (tmp_path / name / 'predictions.jsonl').write_text('\n'.join(map(json.dumps, rows)), encoding='utf-8')
+  path = report.write(tmp_path, {**RECIPE, 'compare': [('KD', 'Answers only', 'test')]})
+  text = re.sub(r'<[^>]*>', '', path.read_text(encoding='utf-8'))
+  read(path)
+  (one,) = results.compare([tmp_path], {**RECIPE, 'compare': [('KD', 'Answers only', 'test')]})
+  low, high = one.over_problems
+  assert 0 < low < 0.4 < high
+  for words in ('By group', '7 &lt;steps&gt;', '60.0 [12.5, 87.5] of 5', 'Other measures', '0.4321 [0.4, 0.5]', 'MRR0.25',
+                f'+40.0 [+{100 * low:.1f}, +{100 * high:.1f}]'):
+    assert words in text, words
+
+
+def test_an_arm_without_accuracy_has_its_measures(tmp_path):
+  _done(tmp_path, 'eval_kd', dict(kind='evaluate', title='KD', metrics=dict(test={'P@10': dict(value=0.5)})))
+  text = report.write(tmp_path, RECIPE).read_text(encoding='utf-8')
+  assert 'P@10' in text and '<svg' not in text and tables.accuracies(tmp_path, RECIPE) is None

@@ -131,7 +131,7 @@ def _figures(inputs: Mapping[str, pathlib.Path]) -> str:
 
 
 def _scores(name: str, summary: Mapping[str, Any]) -> Iterable[str]:
-  for split, figures in summary['splits'].items():
+  for split, figures in (summary.get('splits') or {}).items():
     low, high = (100 * figures[side] for side in ('low', 'high'))
     yield f'| {summary.get("title") or name} | {split} | {figures["n"]} | {100 * figures["accuracy"]:.1f} [{low:.1f}, {high:.1f}] |'
 

@@ -1,24 +1,17 @@
 """Evaluate: a role answers held-out questions; accuracy and unbiased pass@k with intervals, every prediction on file."""
 import collections
 import json
-import math
 import time
 from typing import Any, Sequence
 
 import numpy as np
 
 from distill_jax.core import hosts
+from distill_jax.core.statistics import pass_at
 from distill_jax.data import shards
 from distill_jax.stages import parts as parts_lib, records, writers
 
 SHOWN = 8
-
-
-def pass_at(n: int, c: int, k: int) -> float:
-  """Unbiased estimate that one of k samples is right, c of n being right: 1 - C(n-c, k) / C(n, k) (Chen et al. 2021, arXiv 2107.03374)."""
-  if not 0 < k <= n:
-    raise ValueError(f'pass@{k} needs at least {k} samples, there are {n}')
-  return 1.0 - math.comb(n - c, k) / math.comb(n, k)
 
 
 def evaluate(out, inputs, *, seed, how, log, roles, task, splits=('test',), count=None, samples=1, temperature=0.0, top_p=1.0, top_k=0, ks=(1,),

@@ -3,9 +3,8 @@ import json
 import pathlib
 from typing import Any, Callable, Iterable, Mapping, Sequence
 
-import numpy as np
-
 from distill_jax.core import keys
+from distill_jax.core.statistics import bootstrap as bootstrap
 from distill_jax.core.types import Role, Task
 from distill_jax.data import rows as rows_lib, shards
 from distill_jax.tasks import TASKS
@@ -107,14 +106,6 @@ def start_of(roles: Mapping[str, Role], *, stage: str) -> int | None:
     says = ', '.join(f'{name} {"reads prompts in its tokens" if start is None else f"has an encoder (start_id={start})"}' for name, start in starts.items())
     raise ValueError(f'{stage}: one row cannot serve all of its roles: {says}. Where one of them is frozen, let a label stage keep what it says')
   return next(iter(starts.values()), None)
-
-
-def bootstrap(values: np.ndarray, *, seed: int = 0, draws: int = 2000) -> tuple[float, float]:
-  """95 % interval of the mean of `values` [problems] by bootstrap over problems."""
-  values = np.asarray(values, np.float64)
-  picks = np.random.default_rng(seed).integers(0, len(values), (draws, len(values)))
-  low, high = np.quantile(values[picks].mean(1), [0.025, 0.975])
-  return float(low), float(high)
 
 
 def data_inputs(inputs: Mapping[str, pathlib.Path]) -> dict[str, pathlib.Path]:

@@ -1,30 +1,11 @@
 """Evaluate: unbiased pass@k, intervals, predictions on file, parts."""
 import importlib
-import itertools
 import json
 
 import numpy as np
 import pytest
 
 stage = importlib.import_module('distill_jax.stages.evaluate')
-
-
-@pytest.mark.parametrize('n, c, k, expected', [
-    (5, 2, 3, 0.9), (4, 2, 2, 5 / 6), (100, 1, 10, 0.1), (20, 5, 1, 0.25), (10, 0, 5, 0.0), (100, 3, 100, 1.0), (3, 3, 1, 1.0),
-])
-def test_pass_at(n, c, k, expected):
-  assert stage.pass_at(n, c, k) == pytest.approx(expected, abs=1e-12)
-
-
-def test_pass_at_counts_the_draws():
-  for n, c, k in itertools.product((4, 5), range(5), (1, 2, 3)):
-    draws = list(itertools.combinations([1] * c + [0] * (n - c), k))
-    assert stage.pass_at(n, c, k) == pytest.approx(np.mean([any(draw) for draw in draws]))
-
-
-def test_pass_at_needs_samples():
-  with pytest.raises(ValueError, match='pass@5 needs at least 5 samples, there are 4'):
-    stage.pass_at(4, 1, 5)
 
 
 def test_scores_are_means_over_problems():
