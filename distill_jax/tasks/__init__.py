@@ -1,4 +1,15 @@
 """Tasks by name: a config says one of these."""
+from distill_jax.tasks.aqua import aqua
+from distill_jax.tasks.bbh import bbh
+from distill_jax.tasks.coin_flip import coin_flip
+from distill_jax.tasks.commonsense_qa import commonsense_qa
 from distill_jax.tasks.gsm8k import gsm8k
+from distill_jax.tasks.gsm8k_cot import gsm8k_cot
+from distill_jax.tasks.last_letter import last_letter
+from distill_jax.tasks.mawps import mawps
+from distill_jax.tasks.shuffled_objects import shuffled_objects
+from distill_jax.tasks.strategyqa import strategyqa
+from distill_jax.tasks.svamp import svamp
 
-TASKS = dict(gsm8k=gsm8k)
+TASKS = dict(gsm8k=gsm8k, gsm8k_cot=gsm8k_cot, svamp=svamp, mawps=mawps, aqua=aqua, commonsense_qa=commonsense_qa, strategyqa=strategyqa,
+             last_letter=last_letter, coin_flip=coin_flip, shuffled_objects=shuffled_objects, bbh=bbh)
