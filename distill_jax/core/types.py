@@ -127,6 +127,7 @@ class Task(NamedTuple):
   narrate(example, rng) -> what an imperfect teacher would write, by rule, for generated problems; rng: a random.Random. None: nobody can.
   grades([(example, text)]) -> the grade of many at once (programs in a pool); None: one by one.
   group(example) -> what tables break accuracy down by (number of steps, relation); None: not at all.
+  measures(example, text) -> {name: figure} beside the grade (a lenient grade, whether each step is true), averaged in reports; None: none.
   """
   examples: Callable[[str], Iterable[dict]]
   prompt: Callable[[dict], str]
@@ -138,6 +139,7 @@ class Task(NamedTuple):
   narrate: Callable[[dict, random.Random], str] | None = None
   grades: Callable[[Sequence[tuple[dict, str]]], list[float]] | None = None
   group: Callable[[dict], str] | None = None
+  measures: Callable[[dict, str], dict[str, float]] | None = None
 
 
 class State(NamedTuple):

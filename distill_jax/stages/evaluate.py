@@ -19,7 +19,7 @@ def evaluate(out, inputs, *, seed, how, log, roles, task, splits=('test',), coun
   """Answers the questions of each split, in parts; a part that is there is not answered again.
 
   roles: exactly one, a model or one behind an API (stages/api.py).  accuracy: mean grade over samples, then over problems, also by the task's `group`;
-  pass@k for each k of `ks`; 95 % intervals by bootstrap over problems.
+  the task's `measures` beside it;  pass@k for each k of `ks`; 95 % intervals by bootstrap over problems.
   temperature 0: greedy.  cache_dtype: of the decoding cache.  how: batch, mesh, rules; of an API concurrency (requests in flight), tries,
   timeout; groups of hosts take parts in turn.
   """
@@ -49,11 +49,12 @@ def evaluate(out, inputs, *, seed, how, log, roles, task, splits=('test',), coun
     _file(out, rows)
   table = {split: _scores(rows[split], samples, ks) for split in splits}
   groups = {split: by_group(rows[split]) for split in splits if 'group' in rows[split][0]}
+  metrics = {split: by_name(rows[split]) for split in splits if 'values' in rows[split][0]}
   first = rows[splits[0]]
   return dict(kind='evaluate', title=title or name, role=name, parameters=writer.parameters, calculator=calculator, temperature=temperature,
               samples=samples, seed=seed, splits=table, seconds=time.perf_counter() - began,
               examples=[dict(question=r['question'], answer=r['gold'], prediction=r['texts'][0], right=r['grades'][0] > 0) for r in first[:SHOWN]],
-              **({'groups': groups} if groups else {}), **writer.facts())
+              **({'groups': groups} if groups else {}), **({'metrics': metrics} if metrics else {}), **writer.facts())
 
 
 def _answer(out, writer, share, task, questions, *, part, samples, log) -> None:
@@ -70,7 +71,9 @@ def _answer(out, writer, share, task, questions, *, part, samples, log) -> None:
     asked = chosen(split, index)
     grades = iter(records.marks_of(task, [(e, t['text']) for e, several in zip(asked, texts) for t in several]))
     rows = [dict(id=e['id'], question=e['question'], gold=task.answer(e), texts=[t['text'] for t in several], grades=[next(grades) for _ in several],
-                 **({} if task.group is None else dict(group=task.group(e)))) for e, several in zip(asked, texts)]
+                 **({} if task.group is None else dict(group=task.group(e))),
+                 **({} if task.measures is None else dict(values=records.measures_of(task, [(e, t['text']) for t in several]))))
+            for e, several in zip(asked, texts)]
     share.write(out / split, index, counts[split], {'prediction': [json.dumps(row, ensure_ascii=False) for row in rows]})
   log.progress(total, total, unit='questions')
 
@@ -109,4 +112,14 @@ def by_group(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
   for name in sorted(grades, key=lambda name: (0, float(name), '') if name.replace('.', '', 1).isdigit() else (1, 0.0, name)):
     low, high = records.bootstrap(np.asarray(grades[name]))
     out[name] = dict(n=len(grades[name]), accuracy=float(np.mean(grades[name])), low=low, high=high)
+  return out
+
+
+def by_name(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+  """{measure: n, value, low, high} of predictions; n: those that have it."""
+  out = {}
+  for name in dict.fromkeys(name for row in rows for name in row['values']):
+    values = np.asarray([row['values'][name] for row in rows if name in row['values']])
+    low, high = records.bootstrap(values)
+    out[name] = dict(n=len(values), value=float(values.mean()), low=low, high=high)
   return out

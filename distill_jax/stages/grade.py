@@ -48,10 +48,13 @@ def grade(out, inputs, *, seed, how, log, task, tasks=None, keep='right', dedupe
     raise ValueError(f'grade: none of {len(rows)} texts was kept ({", ".join(f"{n} {r}" for r, n in reasons.most_common())}); there is nothing to '
                      f'train on. Look at {out / "rejected.jsonl"}: the teacher, its prompt or max_new_tokens may not fit the task')
   part, facts = how.get('part', 4096), {}
+  if task.measures is not None:
+    measured = lambda several: records.measures_of(task, [(row['example'], row['completion']) for row in several])
+    facts = dict(measures=measured(rows), measures_kept=measured(kept))
   questions_kept = len({r['id'] for r in kept})
   if tasks:
     student = records.make_task(tasks['student'])
-    facts, kept = dict(texts_kept=len(kept)), [new for row in kept for new in records.learned(student, row)]
+    facts, kept = {**facts, 'texts_kept': len(kept)}, [new for row in kept for new in records.learned(student, row)]
   count = -(-len(kept) // part)
   for index in range(count):
     chunk = [{**row, 'example': json.dumps(row['example'], sort_keys=True, ensure_ascii=False)} for row in kept[index * part:(index + 1) * part]]

@@ -63,6 +63,15 @@ def marks_of(task: Task, pairs: Sequence[tuple[dict, str]]) -> list[float]:
   return marks
 
 
+def measures_of(task: Task, pairs: Iterable[tuple[dict, str]]) -> dict[str, float]:
+  """{name: mean} of the task's measures over (example, text), of each over the texts that have it; {} of a task without measures."""
+  found: dict[str, list[float]] = {}
+  for example, text in pairs if task.measures is not None else ():
+    for name, figure in task.measures(example, text).items():
+      found.setdefault(name, []).append(float(figure))
+  return {name: sum(figures) / len(figures) for name, figures in found.items()}
+
+
 def learned(task: Task, row: Mapping[str, Any]) -> list[dict[str, Any]]:
   """The records that a student of `task` learns from a kept one: by the task's `learn`, else the task's own prompt before the same text."""
   example = row['example']

@@ -57,3 +57,17 @@ def test_accuracy_by_group():
   table = stage.by_group(rows)
   assert list(table) == ['2', '10', 'b'] and [t['n'] for t in table.values()] == [3, 1, 1]
   assert table['2']['accuracy'] == pytest.approx(2 / 3) and table['2']['low'] < 2 / 3 < table['2']['high'] and table['b']['high'] == 0.0
+
+
+def test_measures_stand_beside_the_accuracy(small, call, monkeypatch):
+  made = small.made._replace(measures=lambda example, text: dict(length=len(text), **({'odd': 1.0} if int(example['id'], 16) % 2 else {})))
+  monkeypatch.setattr(stage.records, 'make_task', lambda definition: made)
+  summary = call('evaluate', 'evaluate', roles=dict(student=small.student), task=small.task, splits=('train',), max_new_tokens=8, samples=2,
+                 temperature=1.0, how=dict(batch=16))
+  rows = [json.loads(line) for line in (call.out('evaluate') / 'predictions.jsonl').read_text().splitlines()]
+  assert all(row['values']['length'] == pytest.approx(np.mean([len(text) for text in row['texts']])) for row in rows)
+  odd = [row for row in rows if 'odd' in row['values']]
+  assert 0 < len(odd) < len(rows) and summary['metrics']['train']['odd'] == dict(n=len(odd), value=1.0, low=1.0, high=1.0)
+  figures = summary['metrics']['train']['length']
+  assert figures['value'] == pytest.approx(np.mean([row['values']['length'] for row in rows]))
+  assert figures['n'] == len(rows) and figures['low'] <= figures['value'] <= figures['high']

@@ -102,3 +102,13 @@ def test_many_are_marked_at_once(small, call, written, monkeypatch):
   monkeypatch.setattr(records, 'make_task', lambda definition: small.made._replace(grades=lambda pairs: [1.0]))
   with pytest.raises(ValueError, match='1 grades for 10 texts'):
     call('grade', 'wrong', ['generate'], task=small.task)
+
+
+def test_measures_of_all_texts_and_of_the_kept(small, call, written, monkeypatch):
+  made = small.made._replace(measures=lambda example, text: dict(marked=float('####' in text), **({'length': len(text)} if text.strip() else {})))
+  monkeypatch.setattr(records, 'make_task', lambda definition: made)
+  summary = call('grade', 'grade', ['generate'], task=small.task)
+  texts = [row['completion'] for row in records.read(call.out('generate'))]
+  assert summary['measures']['marked'] == pytest.approx(sum('####' in text for text in texts) / len(texts)) and summary['measures_kept']['marked'] == 1.0
+  filled = [len(text) for text in texts if text.strip()]
+  assert len(filled) < len(texts) and summary['measures']['length'] == pytest.approx(sum(filled) / len(filled))
