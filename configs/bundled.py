@@ -19,6 +19,8 @@ SIZES = {
 
 def get_config(size: str = '') -> ConfigDict:
   """The recipe at one of SIZES."""
+  if size not in SIZES:
+    raise ValueError(f'configs/bundled.py has no size {size!r}; there is {", ".join(map(repr, SIZES))}')
   s = SIZES[size]
   shape = dict(model='transformer', max_length=384, norm='rms', tied=True)
   c = ConfigDict()
