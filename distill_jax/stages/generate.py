@@ -5,6 +5,7 @@ from typing import Any, Mapping, NamedTuple
 
 from distill_jax.core import keys
 from distill_jax.stages import parts as parts_lib, records, writers
+from distill_jax.tasks import RECORDED
 from distill_jax.tasks.gsm8k import recorded as read_recorded
 from distill_jax.tasks.overlap import overlap
 
@@ -27,7 +28,7 @@ def generate(out, inputs, *, seed, how, log, task, roles=None, split='train', co
     raise ValueError("generate: give one of roles=dict(teacher='...'), recorded='FILE', narrated=True")
   if then is not None and (not roles or samples != 1 or unsolved):
     raise ValueError('generate: then= goes on with each text of the inputs once: it takes a teacher in roles=, samples=1 and no unsolved=')
-  task = records.make_task(task)
+  reader, task = RECORDED.get(task['task'], read_recorded), records.make_task(task)
   examples = list(task.examples(split))[:count]
   if not examples:
     raise ValueError(f'generate: the task has no examples in split {split!r}')
@@ -37,7 +38,7 @@ def generate(out, inputs, *, seed, how, log, task, roles=None, split='train', co
     examples = [e for e in examples if e['id'] not in solved]
   began = time.perf_counter()
   if recorded is not None:
-    facts = _enter(out, task, examples, recorded, part, log)
+    facts = _enter(out, task, examples, recorded, reader, part, log)
   elif narrated:
     facts = _narrate(out, task, examples, samples=samples, seed=seed, part=part, log=log)
   else:
@@ -115,10 +116,10 @@ def _narrate(out, task, examples, *, samples, seed, part, log):
   return dict(teacher="the task's narrator: texts by rule, some of them wrong on purpose, no model")
 
 
-def _enter(out, task, examples, recorded, part, log):
+def _enter(out, task, examples, recorded, reader, part, log):
   by_question: Mapping[str, Any] = {_bare(e['question']): e for e in examples}
   rows, unknown, seen = [], 0, {}
-  for line in read_recorded(recorded):
+  for line in reader(recorded):
     example = by_question.get(_bare(line['question']))
     if example is None:
       unknown += 1

@@ -10,12 +10,12 @@ MARKED = 1000   # texts that are marked at once
 SHOWN = 24      # rejected texts in the report
 
 
-def grade(out, inputs, *, seed, how, log, task, tasks=None, keep='right', dedupe=True, cap=None, unfinished=False) -> dict[str, Any]:
+def grade(out, inputs, *, seed, how, log, task, tasks=None, keep='right', samples=None, dedupe=True, cap=None, unfinished=False) -> dict[str, Any]:
   """Marks every text of the inputs with the task's grade and keeps those that pass.
 
   tasks: dict(student=...): what is kept is handed on as that task's prompts and texts (Task.learn), so that few-shot prompts and hints stay with
   the teacher; without it as it was written.  keep: 'right' or 'all' (a control).  dedupe: drop a text equal to an earlier one of its question (white space aside).
-  cap: most texts of one question.  unfinished: keep texts that never ended, too.
+  samples: only the first so many texts that were written for a question are looked at.  cap: most kept texts of one question.  unfinished: keep texts that never ended, too.
   Stops, saying why, when nothing is kept. rejected.jsonl holds every rejected text with its reason.
   """
   if keep not in ('right', 'all'):
@@ -23,7 +23,7 @@ def grade(out, inputs, *, seed, how, log, task, tasks=None, keep='right', dedupe
   if set(tasks or {}) - {'student'}:
     raise ValueError(f"grade: tasks={sorted(tasks)}: only 'student', whose prompts and texts the kept ones become")
   task = records.make_task(task)
-  rows = [row for path in records.data_inputs(inputs).values() for row in records.read(path)]
+  rows = [row for path in records.data_inputs(inputs).values() for row in records.read(path) if samples is None or row['sample'] < samples]
   if not rows:
     raise ValueError(f'grade: no texts in {", ".join(map(str, inputs.values())) or "its inputs"}; name a generate stage in of=')
   kept, rejected, reasons, agreed = [], [], collections.Counter(), collections.Counter()
@@ -61,6 +61,7 @@ def grade(out, inputs, *, seed, how, log, task, tasks=None, keep='right', dedupe
     shards.write_part(out, index, count, records.columns(chunk))
   shards.finish(out, count=count, fingerprints={}, kind='texts')
   summary = dict(kind='grade', texts=len(rows), kept=len(kept), questions=len({r['id'] for r in rows}), questions_kept=questions_kept,
+                 right=sum(mark > 0 for mark in marks),
                  reasons=dict(reasons.most_common()), examples=_some(rejected), **facts)
   if agreed:
     summary['given'] = dict(agreed)

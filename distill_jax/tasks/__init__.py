@@ -1,4 +1,5 @@
-"""Tasks by name: a config says one of these."""
+"""Tasks by name: a config says one of these. RECORDED: who reads a file of recorded completions for a task, where it is not gsm8k.recorded."""
+from distill_jax.tasks import bbh as _bbh, commonsense_qa as _commonsense_qa, svamp as _svamp
 from distill_jax.tasks.aqua import aqua
 from distill_jax.tasks.bbh import bbh
 from distill_jax.tasks.coin_flip import coin_flip
@@ -13,3 +14,4 @@ from distill_jax.tasks.svamp import svamp
 
 TASKS = dict(gsm8k=gsm8k, gsm8k_cot=gsm8k_cot, svamp=svamp, mawps=mawps, aqua=aqua, commonsense_qa=commonsense_qa, strategyqa=strategyqa,
              last_letter=last_letter, coin_flip=coin_flip, shuffled_objects=shuffled_objects, bbh=bbh)
+RECORDED = dict(svamp=_svamp.recorded, commonsense_qa=_commonsense_qa.recorded, bbh=_bbh.recorded)

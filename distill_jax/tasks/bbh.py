@@ -46,3 +46,8 @@ def bbh(*, name, source='lukaemon/bbh', counts=None, prompt='plain', completion=
     shots = str(published)
   return formats.question_task(questions.split_up(load, counts, source), formats.PHRASE, prompt=prompt, completion=completion, written=written,
                                shots=shots, repeat=repeat)
+
+
+def recorded(path):
+  """Codex's chains of thought (code_davinci_002_cot), of all tasks in one file, see questions.recorded."""
+  return questions.recorded(path, column='code_davinci_002_cot', question=lambda place, row: questions.field(place, row, 'input'), who='code-davinci-002')

@@ -6,19 +6,19 @@ READINGS = dict(letter=formats.letters(LETTERS), bracketed=formats.bracketed(LET
 
 
 def _row(place, row):
-  """choices: texts; answer_key: a letter; perhaps cose_explanation (people's, Rajani et al. 2019) and palm_540b_cot (PaLM's)."""
+  """choices: texts; answer_key: a letter; perhaps cose_explanation (people's, Rajani et al. 2019)."""
   return _made(place, questions.field(place, row, 'question'), questions.field(place, row, 'choices', list), questions.field(place, row, 'answer_key'),
-               row.get('cose_explanation') or '', row.get('palm_540b_cot') or '')
+               row.get('cose_explanation') or '')
 
 
 def _hub(place, row):
-  return _made(place, row['question'], row['choices']['text'], row['answerKey'], '', '')
+  return _made(place, row['question'], row['choices']['text'], row['answerKey'], '')
 
 
-def _made(place, asked, choices, gold, rationale, teacher):
+def _made(place, asked, choices, gold, rationale):
   if len(gold) != 1 or gold not in LETTERS[:len(choices)]:
     raise ValueError(f'{place}: the answer is {gold!r}, not one of {", ".join(LETTERS[:len(choices)])}')
-  return dict(question=questions.with_choices(asked, choices), answer=gold, rationale=rationale, teacher=teacher)
+  return dict(question=questions.with_choices(asked, choices), answer=gold, rationale=rationale)
 
 
 def commonsense_qa(*, source='tau/commonsense_qa', counts=None, reads='letter', prompt='marked', completion='ft_cot_token', written=None,
@@ -32,3 +32,8 @@ def commonsense_qa(*, source='tau/commonsense_qa', counts=None, reads='letter', 
                         hub=questions.Hub(_hub, test='validation'), hub_id='tau/commonsense_qa')
   return formats.question_task(rows, formats.named(READINGS, reads, 'reads'), prompt=prompt, completion=completion, written=written, shots=shots,
                                repeat=repeat)
+
+
+def recorded(path):
+  """PaLM's rationales (palm_540b_cot), see questions.recorded."""
+  return questions.recorded(path, column='palm_540b_cot', question=lambda place, row: _row(place, row)['question'], who='PaLM 540B')

@@ -5,6 +5,7 @@ Splits: train, dev, test, and `all`. dev is a twentieth of the training question
 split as in Ho et al. 2022: np.random.RandomState(0).permutation, the first round(0.7 n), sorted, train, the others test; `all` is then all of it.
 """
 import functools
+import itertools
 import pathlib
 import re
 from typing import Any, Callable, Iterable, Iterator, Mapping, NamedTuple, Sequence
@@ -12,7 +13,7 @@ from typing import Any, Callable, Iterable, Iterator, Mapping, NamedTuple, Seque
 import numpy as np
 
 from distill_jax.core.keys import content_id, id_text
-from distill_jax.tasks.gsm8k import read_lines
+from distill_jax.tasks.gsm8k import read_lines, recorded as read_recorded
 
 HUB_ID = re.compile(r'[\w.-]+/[\w.-]+')
 SPLITS = ('train', 'dev', 'test', 'all')
@@ -133,6 +134,22 @@ def split_up(load: Callable[[], Mapping[str, list[dict]]], counts: Mapping[str, 
   _known(counts, SPLITS, source)
   parts = functools.cache(lambda: _parts(load()))
   return _examples(lambda split: _named(parts()['train' if split == 'dev' else split], split), SPLITS, counts, source)
+
+
+def recorded(path: str | pathlib.Path, *, column: str, question: Callable[[str, Mapping[str, Any]], str], who: str) -> Iterator[dict]:
+  """Completions that stand in `column` of the lines of a data set, in the form of gsm8k.recorded; a line that says `canary` is left out.
+
+  question: (place, row) -> the question as the task words it.  A file without that column is read as gsm8k.recorded reads one.
+  """
+  if not pathlib.Path(path).is_file():
+    raise FileNotFoundError(f'no file {path} of recorded completions; it should be JSONL(.gz), its lines with {column!r}, or with question and completion(s)')
+  lines = ((place, row) for place, row in read_lines(path) if 'canary' not in row)
+  first = next(lines, None)
+  if first is None or column not in first[1]:
+    yield from read_recorded(path)
+    return
+  for place, row in itertools.chain([first], lines):
+    yield dict(question=question(place, row), completion=field(place, row, column), label=None, who=who, answer=None)
 
 
 def generated(make: Callable[[str, int], Iterable[dict]], *, sizes: Mapping[str, int], counts: Mapping[str, int] | None) -> Callable[[str], list[dict]]:

@@ -49,6 +49,15 @@ def test_keep_all_is_a_control(small, call, written):
   assert summary['reasons'] == {'unfinished': 1, 'repeated': 1}
 
 
+def test_only_the_first_samples(small, call, texts):
+  example = next(small.made.examples('train'))
+  right = '#### ' + example['answer'].split('#### ')[1]
+  texts('generate', [(example, 'no', dict(sample=0)), (example, 'a ' + right, dict(sample=1)), (example, 'b ' + right, dict(sample=2))])
+  summary = call('grade', 'grade', ['generate'], task=small.task, samples=2)
+  assert (summary['texts'], summary['kept'], summary['right']) == (2, 1, 1) and records.read(call.out('grade'))[0]['completion'].startswith('a ')
+  assert call('grade', 'control', ['generate'], task=small.task, samples=3, keep='all')['right'] == 2
+
+
 def test_what_is_kept_comes_in_parts_and_can_be_graded_again(small, call, written):
   call('grade', 'grade', ['generate'], task=small.task, how=dict(part=3))
   assert len(list(call.out('grade').glob('part-*.arrow'))) == 2

@@ -2,11 +2,13 @@
 import gzip
 import json
 import random
+import types
 
 import numpy as np
 import pytest
 
-from distill_jax.tasks import TASKS, questions
+from distill_jax.stages import records
+from distill_jax.tasks import RECORDED, TASKS, questions
 from distill_jax.tasks.names import NAMES, names_of
 
 GENERATED = ('last_letter', 'coin_flip', 'shuffled_objects')
@@ -197,11 +199,66 @@ def test_real_splits(shared):
       last_letter=(1000, 500, 1000), coin_flip=(1000, 500, 1000))
 
 
-def test_palm_rationales(shared):
+def _graded(tmp_path, task, file):
+  """(kept, reasons) of a recorded file, through the stages."""
+  from distill_jax.stages.generate import generate
+  from distill_jax.stages.grade import grade
+  say = types.SimpleNamespace(progress=lambda *args, **keywords: None, say=print)
+  written, kept = tmp_path / 'written', tmp_path / 'kept'
+  written.mkdir(), kept.mkdir()
+  generate(written, {}, seed=0, how={}, log=say, task=task, split='all', recorded=str(file))
+  summary = grade(kept, {'written': written}, seed=0, how={}, log=say, task=task, dedupe=False,
+                  tasks=dict(student={**task, 'completion': 'ft_cot_token', 'prompt': 'marked', 'written': 'answer_is'}))
+  return summary, records.read(kept)
+
+
+def test_palm_rationales(tmp_path, shared):
   """594 of 800 rationales of SVAMP evaluate to the gold answer; of 9741 of CommonsenseQA 7377 end in the gold letter, 182 in none."""
-  task = TASKS['svamp'](source=shared / 'data/svamp', reads='value', completion='answer_is')
-  rows = task.examples('all')
-  assert len(rows) == 800 and sum(task.grade(row, row['teacher']) for row in rows) == 594
-  task = TASKS['commonsense_qa'](source=shared / 'data/commonsense_qa', reads='bracketed', completion='answer_is')
-  reasons = [task.explain(row, row['teacher']) for row in task.examples('all')]
+  folder = shared / 'data/svamp'
+  summary, rows = _graded(tmp_path, dict(task='svamp', source=str(folder), reads='value', completion='answer_is'), folder / 'train.jsonl.gz')
+  assert (summary['texts'], summary['kept']) == (800, 594)
+  assert all(row['prompt'] == row['example']['question'] + ' ###' and row['completion'].endswith(f' --> {row["example"]["answer"]}') for row in rows)
+  folder = shared / 'data/commonsense_qa'
+  task = TASKS['commonsense_qa'](source=folder, reads='bracketed', completion='answer_is')
+  by_question = {row['question']: row for row in task.examples('all')}
+  reasons = [task.explain(by_question[line['question']], line['completion']) for line in RECORDED['commonsense_qa'](folder / 'train.jsonl.gz')]
   assert (reasons.count('right'), reasons.count('no answer'), len(reasons)) == (7377, 182, 9741)
+
+
+# kept counts of code-davinci-002's chains; as per cent they are those of Suzgun et al. 2022 (92.8, 87.2, ...)
+CODEX = dict(boolean_expressions=232, date_understanding=218, logical_deduction_three_objects=219, multistep_arithmetic_two=119, navigate=241,
+             object_counting=233, penguins_in_a_table=116, reasoning_about_colored_objects=229, sports_understanding=244,
+             tracking_shuffled_objects_three_objects=196, web_of_lies=238, word_sorting=101)
+
+
+def test_codex_chains(shared):
+  """Against a plain split at `the answer is`, task by task."""
+  path = shared / 'data/bbh/code_davinci_002_cot.jsonl.gz'
+  lines = [json.loads(line) for line in gzip.open(path)][1:]
+  recorded = list(RECORDED['bbh'](path))
+  assert len(lines) == len(recorded) == 2896
+  for name, count in CODEX.items():
+    task = TASKS['bbh'](name=name, source=shared / 'data/bbh', completion='answer_is')
+    examples = {row['question']: row for row in task.examples('all')}
+    own = [(line, row) for line, row in zip(lines, recorded) if line['task'] == name]
+    plain = [line['target'] == line['code_davinci_002_cot'].split('the answer is')[-1].split('\n')[0].strip().removesuffix('.') for line, _ in own]
+    assert [task.grade(examples[row['question'].strip()], row['completion']) > 0 for _, row in own] == plain and sum(plain) == count, name
+
+
+def test_published_exemplars_of_bbh(shared):
+  task = TASKS['bbh'](name='web_of_lies', source=shared / 'data/bbh', prompt='few_shot_cot')
+  prompt = task.prompt(task.examples('test')[0])
+  assert 'canary' not in prompt and prompt.startswith('Evaluate a random boolean function') and prompt.count("A: Let's think step by step.") == 4
+
+
+def test_recorded_files(tmp_path):
+  _write(tmp_path / 'a.jsonl.gz', [dict(canary='x'), *_rows('svamp', 2)])
+  assert [(row['question'], row['completion']) for row in RECORDED['svamp'](tmp_path / 'a.jsonl.gz')] == [
+      ('Tom had 0 pens. How many?', 'The answer is (0 + 0).'), ('Tom had 1 pens. How many?', 'The answer is (1 + 0).')]
+  _write(tmp_path / 'b.jsonl.gz', [dict(question='q', completions=['a', 'b'])])
+  assert [row['completion'] for row in RECORDED['svamp'](tmp_path / 'b.jsonl.gz')] == ['a', 'b']
+  with pytest.raises(FileNotFoundError, match="no file .*c.jsonl of recorded completions; .*'palm_540b_cot'"):
+    list(RECORDED['svamp'](tmp_path / 'c.jsonl'))
+  _write(tmp_path / 'd.jsonl.gz', [*_rows('svamp', 1), dict(body='a', question='b', answer=1)])
+  with pytest.raises(ValueError, match="d.jsonl.gz:2: no field 'palm_540b_cot'"):
+    list(RECORDED['svamp'](tmp_path / 'd.jsonl.gz'))
