@@ -102,11 +102,11 @@ def _directory_files(source):
   return train[0], tests
 
 
-def _hub_rows(source, part):
-  """Rows of a hub data set. ConnectionError says what else can be passed."""
+def _hub_rows(source, part, name='main'):
+  """Rows of a configuration of a hub data set. ConnectionError says what else can be passed."""
   import datasets
   try:
-    rows = datasets.load_dataset(source, 'main', split=part)
+    rows = datasets.load_dataset(source, name, split=part)
   except Exception as error:      # offline, unknown id, no rights: each library version has its own classes
     raise ConnectionError(
         f'there is no directory {source}, and the hub did not give a data set of that name ({type(error).__name__}: {error}). '

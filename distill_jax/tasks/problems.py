@@ -16,6 +16,7 @@ Splits, by construction:
                in training, the tuple of numbers never occurred in any family.
   test_range   chains of train; at least one number the solution uses is outside the training range.
   test_family  families of HELD_OUT, whose wording is never trained; ranges as train.
+  test_long    (not in SPLITS) families of SCENES; 3 steps between start and ending, 5 or 6 lines of solution, where training has 2-4.
 A chain is held out in a family when CRC32(family, chain) % 5 == 0 (a fifth of them); the bucket is CRC32(numbers) % 10. train and dev
 differ in numbers, test differs from both in chain and in numbers; so no question of one split is a question of another.
 
@@ -32,7 +33,8 @@ from distill_jax.tasks.scenes import AFTER, ASIDES, COLOURS, HELD_OUT, NAMES, SC
 from distill_jax.tasks.steps import ENDS, LINES, MIDDLES, STARTS, STEPS, Draw
 
 SPLITS = ('train', 'dev', 'test', 'test_range', 'test_family')
-BUCKETS = dict(train=range(8), dev=(8,), test=(9,), test_range=range(10), test_family=range(10))
+LONGER = 'test_long'
+BUCKETS = dict(train=range(8), dev=(8,), test=(9,), test_range=range(10), test_family=range(10), test_long=range(10))
 PEOPLE = tuple((name, pronoun) for pronoun, names in NAMES.items() for name in names)
 
 
@@ -50,18 +52,21 @@ def bucket(numbers):
   return _crc(*numbers) % 10
 
 
-def chains(scene):
-  """Every chain of steps this scene can tell: a start, 0-2 different steps, an ending; 2-4 lines of solution."""
+def chains(scene, *, between=(0, 1, 2), lines=(2, 3, 4)):
+  """Every chain of steps this scene can tell: a start, 0-2 different steps (`between`), an ending; 2-4 lines of solution (`lines`)."""
   says = scene['says']
-  middles = [()] + [steps for size in (1, 2) for steps in permutations([m for m in MIDDLES if m in says], size)]
+  middles = [steps for size in between for steps in permutations([m for m in MIDDLES if m in says], size)]
   return [(start, *steps, end) for start in STARTS if start in says for steps in middles for end in ENDS if end in says
-          if 2 <= LINES[start] + sum(LINES[s] for s in steps) + LINES[end] <= 4]
+          if LINES[start] + sum(LINES[s] for s in steps) + LINES[end] in lines]
 
 
 @functools.cache
 def _table(split):
   """(scene, chains by number of lines) of every scene of a split; 2 and 3 lines stand twice: drawn twice as often as 4."""
   table = []
+  if split == LONGER:
+    told = [(scene, [chains(scene, between=(3,), lines=(n,)) for n in (5, 6)]) for scene in SCENES]
+    return [(scene, [group for group in groups if group]) for scene, groups in told if any(groups)]
   for scene in HELD_OUT if split == 'test_family' else SCENES:
     groups = {}
     for chain in chains(scene):
@@ -125,8 +130,8 @@ def _three(rng):
 
 def draw(split, *, seed=0):
   """Endless stream of dicts question, answer, family, chain, numbers of a split; questions may return."""
-  if split not in SPLITS:
-    raise ValueError(f'no split {split!r} of the bundled problems; there are {", ".join(SPLITS)}')
+  if split not in (*SPLITS, LONGER):
+    raise ValueError(f'no split {split!r} of the bundled problems; there are {", ".join((*SPLITS, LONGER))}')
   rng, table = random.Random(f'distill_jax problems {split} {seed}'), _table(split)
   while True:
     scene, groups = _pick(rng, table)
@@ -138,16 +143,27 @@ def draw(split, *, seed=0):
                  family=scene['name'], chain=chain, numbers=tuple(numbers))
 
 
-def problems(split, count, *, seed=0):
-  """The first `count` different problems of a split: list of dict(question, answer). ValueError: no such split, or not that many."""
+def distinct(split, count, *, seed=0, families=None):
+  """The first `count` rows of `draw` whose questions differ, of some families by name or of all. ValueError: no such split or family, or not
+  that many."""
+  names = [scene['name'] for scene, _ in (_table(split) if split in (*SPLITS, LONGER) else ())]
+  if unknown := [name for name in families or () if names and name not in names]:
+    raise ValueError(f'no family {unknown[0]!r} in split {split!r} of the bundled problems; there are {", ".join(names)}')
   seen, rows, repeats, drawn = set(), [], 0, draw(split, seed=seed)
   while len(rows) < count:
     row = next(drawn)
+    if families and row['family'] not in families:
+      continue
     key = ' '.join(row['question'].lower().split())
     repeats = repeats + 1 if key in seen else 0
     if repeats > 1000:
       raise ValueError(f'{count} problems asked of {split!r}, only {len(rows)} found; ask for fewer')
     if not repeats:
       seen.add(key)
-      rows.append(dict(question=row['question'], answer=row['answer']))
+      rows.append(row)
   return rows
+
+
+def problems(split, count, *, seed=0):
+  """The first `count` different problems of a split: list of dict(question, answer). ValueError: no such split, or not that many."""
+  return [dict(question=row['question'], answer=row['answer']) for row in distinct(split, count, seed=seed)]
