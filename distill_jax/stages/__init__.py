@@ -1,4 +1,5 @@
 from distill_jax.stages.checks import check, check_models
+from distill_jax.stages.dialogue import check as check_dialogue, dialogue
 from distill_jax.stages.evaluate import evaluate
 from distill_jax.stages.export import export
 from distill_jax.stages.forecasts import FORECASTS as FORECASTS
@@ -7,6 +8,6 @@ from distill_jax.stages.grade import grade
 from distill_jax.stages.label import label
 from distill_jax.stages.train import train
 
-STAGES = dict(generate=generate, grade=grade, label=label, train=train, evaluate=evaluate, export=export)
-TOGETHER = ('generate', 'label', 'train', 'evaluate')      # what all hosts do; the others are the leader's alone
-CHECKS = {name: check if name in ('generate', 'evaluate') else check_models for name in STAGES}
+STAGES = dict(generate=generate, grade=grade, label=label, train=train, evaluate=evaluate, dialogue=dialogue, export=export)
+TOGETHER = ('generate', 'label', 'train', 'evaluate', 'dialogue')      # what all hosts do; the others are the leader's alone
+CHECKS = {name: check if name in ('generate', 'evaluate') else check_models for name in STAGES} | dict(dialogue=check_dialogue)

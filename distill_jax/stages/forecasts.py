@@ -143,6 +143,24 @@ def evaluate(inputs, *, seed, how, roles, task, splits=('test',), count=None, sa
   return total
 
 
+def dialogue(inputs, *, seed, how, roles, task, splits=('test',), count=None, question_tokens=96, max_new_tokens=64, **_):
+  """As evaluate, of each role: a problem is read once by the decomposer and, on the mean, four times by the solver."""
+  task, splits, total = records.make_task(task), [splits] if isinstance(splits, str) else splits, dict(rows=0, tokens=0, truncated=0, bytes=0, seconds=START)
+  if api_roles := {name: role for name, role in roles.items() if 'api' in role}:
+    name, role = next(iter(api_roles.items()))
+    return _asked(role, task, splits, count, 1 if name == 'decomposer' else 4, max(question_tokens, max_new_tokens))
+  for name, role in roles.items():
+    (size, longest, _), text, times = describe(role), load_tokenizer(role), 1 if name == 'decomposer' else 4
+    for split in splits:
+      questions, asked, answered = _lengths(text, task, split, count)
+      tokens = int(questions * answered.mean())
+      total['tokens'] += tokens
+      total['truncated'] += int((asked + max_new_tokens > longest).mean() * questions)
+      total['seconds'] += 2 * size * (tokens / WRITES + times * questions * (asked.mean() + answered.mean() / 2) / READS) / matrix_rate()
+      total['rows'], total['bytes'] = total['rows'] + (questions if len(roles) == 1 or name == 'solver' else 0), total['bytes'] + questions * 500
+  return total
+
+
 def export(inputs, *, seed, how, roles, dtype='float32', **_):
   """The weights once."""
   size = describe(next(iter(roles.values())))[0]
@@ -180,4 +198,4 @@ def _examples(inputs, role, task, split, count, length, target='written') -> tup
   return rows, int(rows * np.minimum(whole, length).mean()), int((whole > length).mean() * rows)
 
 
-FORECASTS: Mapping[str, Any] = dict(generate=generate, grade=grade, label=label, train=train, evaluate=evaluate, export=export)
+FORECASTS: Mapping[str, Any] = dict(generate=generate, grade=grade, label=label, train=train, evaluate=evaluate, dialogue=dialogue, export=export)
