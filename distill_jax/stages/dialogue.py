@@ -3,12 +3,10 @@ import json
 import time
 from typing import Any, Callable, Mapping, NamedTuple, Sequence
 
-import numpy as np
-
 from distill_jax.core import hosts, keys
 from distill_jax.stages import parts as parts_lib, records, writers
 from distill_jax.stages.checks import check as check_all
-from distill_jax.stages.evaluate import SHOWN, _file, _read, _scores, by_group
+from distill_jax.stages.evaluate import SHOWN, _file, _read, _scores, by_group, by_name
 from distill_jax.tasks.socratic import count_reward, join, step_example, value
 
 ROLES = ('decomposer', 'solver')
@@ -41,8 +39,8 @@ def dialogue(out, inputs, *, seed, how, log, roles, task, tasks=None, splits=('t
   'asked' all at once, sub-questions in its prompt.
   most: sub-questions of a problem, further ones are dropped.  question_tokens: for all sub-questions; max_new_tokens: for one answer (for all, where
   they are answered at once).  stop: {role: stop strings}, for models that were not trained to end.  calculator: writes along with the solver.
-  The summary is one of an evaluation; beside it, under 'dialogue', by split: questions (mean number), count_error (mean |n - gold|), count_right,
-  count_reward (tasks/socratic.py), steps_right (mean share of gold steps whose answer stands in its place).
+  The summary is one of an evaluation; its metrics: questions (sub-questions asked) and, where the example has gold ones, count_error |n - gold|,
+  count_right, count_reward (tasks/socratic.py), steps_right (share of gold steps whose answer stands in its place).
   """
   check(dict(roles=roles, task=task, tasks=tasks or {}, calculator=calculator, stop=stop, cache_dtype=cache_dtype))
   if hosts.count() > 1 and any('api' in role for role in roles.values()):
@@ -154,30 +152,24 @@ def _oracle(example, told, ask) -> str:
 
 def _row(task, example, questions, text, steps, mark) -> dict[str, Any]:
   """A prediction, and what is known of its sub-questions where the example has gold ones."""
-  gold = example['steps']
-  row = dict(id=example['id'], question=example['question'], gold=task.answer(example) if gold else example['answer'], texts=[text], grades=[mark],
-             asked=questions, **({} if task.group is None else dict(group=task.group(example))))
+  gold, values = example['steps'], dict(questions=len(questions))
   if gold:
     right = [value(ours) == value(theirs) for ours, (_, theirs) in zip(steps, gold)]
-    row |= dict(count_error=abs(len(questions) - len(gold)), count_reward=count_reward('\n'.join(questions), '\n'.join(q for q, _ in gold)),
-                steps_right=sum(right) / len(gold))
-  return row
+    values |= dict(count_error=abs(len(questions) - len(gold)), count_right=float(len(questions) == len(gold)), steps_right=sum(right) / len(gold),
+                   count_reward=count_reward('\n'.join(questions), '\n'.join(q for q, _ in gold)))
+  return dict(id=example['id'], question=example['question'], gold=task.answer(example) if gold else example['answer'], texts=[text], grades=[mark],
+              asked=questions, values=values, **({} if task.group is None else dict(group=task.group(example))))
 
 
 def _summary(rows, spoken, *, title, calculator, seed, seconds, log) -> dict[str, Any]:
   facts = {name: speaker.writer.facts() for name, speaker in spoken.items()}
   sizes = [speaker.writer.parameters for speaker in spoken.values()]
-  said = {}
-  for split, several in rows.items():
-    known = [row for row in several if 'count_error' in row]
-    mean = lambda name: float(np.mean([row[name] for row in known])) if known else None
-    said[split] = dict(questions=float(np.mean([len(row['asked']) for row in several])), count_error=mean('count_error'),
-                       count_right=float(np.mean([row['count_error'] == 0 for row in known])) if known else None,
-                       count_reward=mean('count_reward'), steps_right=mean('steps_right'))
-    log.say(f'{title}, {split}: ' + ', '.join(f'{name} {figure:.3f}' for name, figure in said[split].items() if figure is not None))
+  metrics = {split: by_name(several) for split, several in rows.items()}
+  for split, measured in metrics.items():
+    log.say(f'{title}, {split}: ' + ', '.join(f'{name} {figure["value"]:.3f}' for name, figure in measured.items()))
   first = next(iter(rows.values()))
   groups = {split: by_group(several) for split, several in rows.items() if 'group' in several[0]}
   return dict(kind='evaluate', title=title, role=' + '.join(spoken), parameters=None if None in sizes else sum(sizes), calculator=calculator, temperature=0.0,
-              samples=1, seed=seed, splits={split: _scores(several, 1, (1,)) for split, several in rows.items()}, groups=groups, dialogue=said,
+              samples=1, seed=seed, splits={split: _scores(several, 1, (1,)) for split, several in rows.items()}, groups=groups, metrics=metrics,
               seconds=seconds, notes=[note for fact in facts.values() for note in fact.get('notes', ())], writers=facts,
               examples=[dict(question=r['question'], answer=r['gold'], prediction=r['texts'][0], right=r['grades'][0] > 0) for r in first[:SHOWN]])

@@ -172,6 +172,16 @@ def _explain(example, text):
   return 'right, with a wrong step' if told != gold and len(told) == len(gold) else 'right'
 
 
+def _measures(example, text):
+  """steps_right: the share of gold steps whose answer stands in its place, of a socratic text or a chain."""
+  try:
+    told = [value(step) for _, step in parse(text)[0]]
+  except ValueError:
+    told = [value(line) for line in text.split('\n') if not line.startswith('#### ')]
+  gold = [value(step) for _, step in example['steps']]
+  return dict(steps_right=sum(a == b for a, b in zip(told, gold)) / len(gold)) if gold else {}
+
+
 def _explain_count(example, text):
   wanted, count = len(_steps(example)), len([line for line in text.split('\n') if line.strip()])
   return 'right' if count == wanted else 'too few sub-questions' if count < wanted else 'too many sub-questions'
@@ -252,4 +262,5 @@ def socratic(*, part='unified', source='bundled', counts=None, seed=0, families=
     narrator = lambda example, rng: join(subquestions.narrate(example['steps'], rng, wrong=wrong))
   return Task(examples=examples, prompt=prompt, answer=answer, grade=lambda example, text: float(explain(example, text).startswith('right')),
               writer=calculator if calculator_marks and part not in ('decomposer', 'answer') else None, explain=explain, learn=learn, narrate=narrator,
+              measures=_measures if part in ('unified', 'asked', 'cot') else None,
               group=lambda example: str(example.get('count') or len(example['steps']) or 'unknown'))

@@ -52,13 +52,17 @@ def _rows(call, name='d'):
   return [json.loads(line) for line in (call.out(name) / 'predictions.jsonl').read_text().splitlines()]
 
 
+def _values(summary, split='test'):
+  return {name: figure['value'] for name, figure in summary['metrics'][split].items()}
+
+
 def test_perfect_students_are_asked_what_they_were_trained_on(call, scripted):
   """Round j asks the problems that have a sub-question j, with the contexts of teacher forcing; all is right and is the gold text."""
   scripted(decomposer=_perfect('decomposer'), solver=_perfect('solver'))
   summary = call('dialogue', 'd', **BOTH)
   assert summary['kind'] == 'evaluate' and summary['splits']['test']['accuracy'] == 1.0 and summary['parameters'] == 20
-  assert summary['dialogue']['test'] == dict(questions=pytest.approx(np.mean([len(e['steps']) for e in EXAMPLES])), count_error=0.0, count_right=1.0,
-                                             count_reward=1.0, steps_right=1.0)
+  assert _values(summary) == dict(questions=pytest.approx(np.mean([len(e['steps']) for e in EXAMPLES])), count_error=0.0, count_right=1.0, steps_right=1.0,
+                                  count_reward=1.0)
   assert scripted.asked['decomposer'] == [[e['question'] + '\n' for e in EXAMPLES]]
   rounds = scripted.asked['solver']
   assert [len(asked) for asked in rounds] == [sum(len(e['steps']) > j for e in EXAMPLES) for j in range(max(len(e['steps']) for e in EXAMPLES))]
@@ -76,7 +80,7 @@ def test_the_solver_reads_its_own_steps(call, scripted):
   summary = call('dialogue', 'd', **BOTH)
   assert f'{first["question"]}\n{q}\n{wrong}\n{then}\n' in scripted.asked['solver'][1]
   row = _rows(call)[0]
-  assert row['grades'] == [0.0] and row['steps_right'] == 0.0 and row['texts'][0].startswith(f'{q} ** {wrong}\n')
+  assert row['grades'] == [0.0] and row['values']['steps_right'] == 0.0 and row['texts'][0].startswith(f'{q} ** {wrong}\n')
   assert summary['splits']['test']['accuracy'] == pytest.approx(1 - 1 / len(EXAMPLES))
 
 
@@ -87,10 +91,10 @@ def test_too_few_and_too_many_sub_questions(call, scripted):
   scripted(decomposer=says, solver=_perfect('solver'))
   summary = call('dialogue', 'd', most=5, **BOTH)
   rows, steps = _rows(call), [len(e['steps']) for e in EXAMPLES]
-  assert [row['count_error'] for row in rows[:3]] == [steps[0] - 1, steps[1], 5 - steps[2]]
-  assert rows[0]['count_reward'] == pytest.approx(1 / steps[0]) and rows[1]['count_reward'] == pytest.approx(1 / steps[1])      # n is at least 1 here
+  assert [row['values']['count_error'] for row in rows[:3]] == [steps[0] - 1, steps[1], 5 - steps[2]]
+  assert rows[0]['values']['count_reward'] == pytest.approx(1 / steps[0]) and rows[1]['values']['count_reward'] == pytest.approx(1 / steps[1])      # n is at least 1 here
   assert rows[1]['texts'] == [''] and rows[1]['grades'] == [0.0] and len(rows[2]['asked']) == 5 and len(scripted.asked['solver']) == 5
-  assert summary['dialogue']['test']['count_right'] == pytest.approx(1 - 3 / len(EXAMPLES))
+  assert _values(summary)['count_right'] == pytest.approx(1 - 3 / len(EXAMPLES))
 
 
 def test_oracles(call, scripted):
@@ -105,7 +109,7 @@ def test_oracles(call, scripted):
   summary = call('dialogue', 'b', roles=dict(decomposer=dict(load='d')), task=TASKS['unified'], tasks=dict(decomposer=TASKS['decomposer']))
   rows = _rows(call, 'b')
   assert [row['grades'][0] for row in rows] == [0.0] + [1.0] * (len(rows) - 1), 'only the problem whose sub-questions are in another order is lost'
-  assert parse(rows[1]['texts'][0])[0][0] == ('How many birds?', '') and summary['dialogue']['test']['count_error'] == pytest.approx(1 / len(rows))
+  assert parse(rows[1]['texts'][0])[0][0] == ('How many birds?', '') and _values(summary)['count_error'] == pytest.approx(1 / len(rows))
 
 
 def test_all_sub_questions_in_the_prompt(call, scripted):
@@ -116,7 +120,7 @@ def test_all_sub_questions_in_the_prompt(call, scripted):
   assert scripted.asked['solver'] == [[MADE['asked'].prompt(e) for e in EXAMPLES[1:]]]
   rows = _rows(call)
   assert [row['grades'][0] for row in rows] == [0.0] + [1.0] * (len(rows) - 1) and rows[1]['texts'] == [MADE['asked'].answer(EXAMPLES[1])]
-  assert summary['dialogue']['test']['steps_right'] == pytest.approx(1 - 1 / len(rows))
+  assert _values(summary)['steps_right'] == pytest.approx(1 - 1 / len(rows))
 
 
 def test_models_speak_and_parts_that_exist_are_not_answered_again(small, call):
@@ -133,7 +137,7 @@ def test_models_speak_and_parts_that_exist_are_not_answered_again(small, call):
                           writer=MADE['solver'].writer, length=length)
   firsts = [row['texts'][0].split('\n')[0] for row in rows[:2]]
   assert firsts == [join([(e['steps'][0][0], ' '.join(several[0]['text'].split()))], final='').split('\n')[0] for e, several in zip(EXAMPLES, alone)]
-  assert set(summary['splits']) == {'test', 'dev'} and summary['calculator'] and summary['dialogue']['dev']['count_right'] == 1.0
+  assert set(summary['splits']) == {'test', 'dev'} and summary['calculator'] and _values(summary, 'dev')['count_right'] == 1.0
   assert summary['writers']['solver'] == dict(cut_prompts=0)
   part = sorted((call.out('d') / 'test').glob('part-*.arrow'))[1]
   before = part.read_bytes()

@@ -114,6 +114,7 @@ def test_verdicts():
   wrong = join([*PENS['steps'][:1], ('How many were left?', '36-6=<<36-6=31>>31 pens'), PENS['steps'][2]])
   for text, verdict in ((join(PENS['steps']), 'right'), (wrong, 'right, with a wrong step'), ('#### 6.0', 'right'), ('#### 7', 'wrong answer'), ('6', 'no answer'), (' ', 'empty')):
     assert task.explain(PENS, text) == verdict and task.grade(PENS, text) == float(verdict.startswith('right'))
+  assert task.measures(PENS, wrong) == task.measures(PENS, '36\n31\n6\n#### 6') == dict(steps_right=pytest.approx(2 / 3)) and task.measures(PENS, '') == dict(steps_right=0.0)
   count = socratic(part='decomposer', counts=dict(train=1))
   assert [count.explain(PENS, text) for text in ('a?\nb?\nc?', 'a?', 'a?\n' * 4)] == ['right', 'too few sub-questions', 'too many sub-questions']
   step = socratic(part='solver', counts=dict(train=1))
