@@ -15,12 +15,13 @@ SHOWN = 8
 
 
 def evaluate(out, inputs, *, seed, how, log, roles, task, splits=('test',), count=None, samples=1, temperature=0.0, top_p=1.0, top_k=0, ks=(1,),
-             max_new_tokens=160, calculator=False, stop=(), cache_dtype=None, part=256, title=None) -> dict[str, Any]:
+             max_new_tokens=160, prompt_tokens=None, calculator=False, stop=(), cache_dtype=None, part=256, title=None) -> dict[str, Any]:
   """Answers the questions of each split, in parts; a part that is there is not answered again.
 
   roles: exactly one, a model or one behind an API (stages/api.py).  accuracy: mean grade over samples, then over problems, also by the task's `group`;
   the task's `measures` beside it;  pass@k for each k of `ks`; 95 % intervals by bootstrap over problems.
-  temperature 0: greedy.  cache_dtype: of the decoding cache.  how: batch, mesh, rules; of an API concurrency (requests in flight), tries,
+  temperature 0: greedy.  prompt_tokens: most of a prompt, longer ones are cut from the left and counted.  cache_dtype: of the decoding cache.
+  how: batch, mesh, rules; of an API concurrency (requests in flight), tries,
   timeout; groups of hosts take parts in turn.
   """
   if len(roles) != 1:
@@ -33,7 +34,7 @@ def evaluate(out, inputs, *, seed, how, log, roles, task, splits=('test',), coun
   name, definition = next(iter(roles.items()))
   share = parts_lib.share(how)
   settings = dict(samples=samples, temperature=temperature, top_p=top_p, top_k=top_k, max_new_tokens=max_new_tokens, stop=tuple(stop),
-                  writer=task.writer if calculator else None, cache_dtype=cache_dtype)
+                  prompt_tokens=prompt_tokens, writer=task.writer if calculator else None, cache_dtype=cache_dtype)
   splits = [splits] if isinstance(splits, str) else list(splits)
   questions = {split: list(task.examples(split))[:count] for split in splits}
   if empty := [split for split in splits if not questions[split]]:

@@ -105,13 +105,13 @@ def grade(inputs, *, seed, how, task, **_):
   return dict(rows=rows, tokens=0, truncated=0, bytes=rows * 700, seconds=1 + rows / 20000)
 
 
-def label(inputs, *, seed, how, roles, method, task=None, split='train', count=None, length=256, **_):
+def label(inputs, *, seed, how, roles, method, task=None, split='train', count=None, length=256, asked_length=None, **_):
   """Every example at most once."""
   student = roles.get('student', next(iter(roles.values())))
   rows, tokens, dropped = _examples(inputs, student, task, split, count, length)
   sizes = sum(describe(role)[0] for name, role in roles.items() if name != 'student')
   width = 8 * method['k'] if method.get('k') else 4 * 512
-  return dict(rows=rows, tokens=tokens, truncated=dropped, bytes=tokens * (12 + width), seconds=START + 2 * sizes * rows * length / READS / matrix_rate())
+  return dict(rows=rows, tokens=tokens, truncated=dropped, bytes=tokens * (12 + width), seconds=START + 2 * sizes * rows * max(length, asked_length or 0) / READS / matrix_rate())
 
 
 def train(inputs, *, seed, how, roles, steps, batch, optim, length=256, task=None, split='train', count=None, target='written', pack=True, **_):

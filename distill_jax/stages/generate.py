@@ -11,13 +11,14 @@ from distill_jax.tasks.overlap import overlap
 
 
 def generate(out, inputs, *, seed, how, log, task, roles=None, split='train', count=None, samples=4, temperature=0.7, top_p=1.0, top_k=0,
-             max_new_tokens=160, calculator=False, stop=(), cache_dtype=None, recorded=None, narrated=False, then=None, unsolved=False, part=256,
-             held_out='test') -> dict[str, Any]:
+             max_new_tokens=160, prompt_tokens=None, calculator=False, stop=(), cache_dtype=None, recorded=None, narrated=False, then=None,
+             unsolved=False, part=256, held_out='test') -> dict[str, Any]:
   """Writes `samples` texts for each question of `split`, in parts of `part` questions; a part that is there is not written again.
 
   roles: teacher, a model or one behind an API (stages/api.py).  recorded: a file of completions somebody else's teacher wrote, instead of a
   teacher; its questions are matched to the split's by their text.  narrated: the task's own narrator (Task.narrate) writes, by rule.
   calculator: let the task's calculator write what it can.  count: first questions only.
+  prompt_tokens: most of a prompt; longer ones are cut from the left and counted (default: what the model has room for).
   then: the second of two prompts: each text of the inputs is gone on with once, behind its prompt, itself and `then`; the record keeps the
   first prompt and holds all that stands behind it (zero-shot-CoT: rationale, then='\nTherefore, the answer is', answer).
   unsolved: only questions of which the inputs (a grade stage) hold no text; there may be none.
@@ -45,7 +46,7 @@ def generate(out, inputs, *, seed, how, log, task, roles=None, split='train', co
     asked = [Ask(e, e['id'], task.prompt(e)) for e in examples] if then is None else [_further(row, then) for row in written]
     facts = _write(out, task, asked, roles['teacher'], part=part, how=how, log=log, seed=seed, settings=dict(
         samples=samples, temperature=temperature, top_p=top_p, top_k=top_k, max_new_tokens=max_new_tokens, stop=tuple(stop),
-        cache_dtype=cache_dtype, writer=task.writer if calculator else None))
+        prompt_tokens=prompt_tokens, cache_dtype=cache_dtype, writer=task.writer if calculator else None))
   texts = records.read(out)
   tested = [e['question'] for e in task.examples(held_out)] + [task.answer(e) for e in task.examples(held_out)]
   seconds = time.perf_counter() - began

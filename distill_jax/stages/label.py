@@ -1,4 +1,5 @@
 """Label: what frozen models say of the tokens of each example, computed once and kept in shards."""
+import functools
 import time
 from typing import Any, Mapping
 
@@ -32,11 +33,15 @@ def fingerprints(roles: Mapping[str, Role], trained=('student',)) -> dict[str, s
   return {'tokenizer': text.fingerprint, **{name: role.fingerprint for name, role in roles.items() if name not in trained}}
 
 
-def label(out, inputs, *, seed, how, log, roles, method, task=None, split='train', count=None, target='written', loss_on_prompt=False,
-          length=256, source_length=None, overlong='drop', part=1024, dtype='float32', trained=('student',), cache=None) -> dict[str, Any]:
+def label(out, inputs, *, seed, how, log, roles, method, task=None, tasks=None, split='train', count=None, target='written', loss_on_prompt=False,
+          length=256, source_length=None, asked_length=None, overlong='drop', part=1024, dtype='float32', trained=('student',),
+          cache=None) -> dict[str, Any]:
   """Runs method.label over the examples of the inputs (or of a task's split) and writes them with their labels, example by example.
 
-  roles: all of the method's; those in `trained` only say what is labelled for.  dtype: of float labels in the shards ('float16' halves them).
+  roles: all of the method's; those in `trained` only say what is labelled for.
+  tasks: dict(asked='NAME'), a task whose prompts the models that label read instead of the student's (a few-shot prompt that ends in it); what
+  they say of the tokens that both have is kept.  asked_length: tokens of such a row (default: length); more are cut from the left, and counted.
+  dtype: of float labels in the shards ('float16' halves them).
   cache: keywords of data.cache.Cache, for top-k labels: codec 'raw' or 'compact', mass, nats, draws (which need the method's k to be the
   whole vocabulary). A compact cache keeps no labels of targets under weight 0.
   Rows are rendered for the models that label; where only one of them and the student has an encoder, labels of the completion are moved to
@@ -57,11 +62,17 @@ def label(out, inputs, *, seed, how, log, roles, method, task=None, split='train
   rows = [row for path in data.values() for row in records.read(path)] if data else records.people(task, split, count)
   says = records.start_of({name: role for name, role in loaded.items() if name not in trained and role.model.name != 'encoder'}, stage='label')
   learns = loaded['student'].model.start_id if 'student' in loaded else says
-  render = lambda start_id: records.render(text, rows, target=target, task=task, loss_on_prompt=loss_on_prompt, more=made.more, start_id=start_id)
+  render = functools.cache(lambda start_id: records.render(
+      text, rows, target=target, task=task, loss_on_prompt=loss_on_prompt, more=made.more, start_id=start_id))
   source_length = source_length or length
   movable = overlong == 'drop' and not loss_on_prompt and made.more is None
   fitted, asked = _fit(render, says, learns, length=length, source_length=source_length, overlong=overlong, movable=movable)
-  examples = fitted.examples
+  examples, cut_prompts = fitted.examples, None
+  if tasks is not None:
+    if says is not None or learns is not None or made.more is not None:
+      raise ValueError('label: tasks=dict(asked=...) works for decoders, with methods that add no keys of their own to an example')
+    asked, cut_prompts = _asked(examples, dict(zip((tuple(e['id']) for e in render(None)), rows)), _asked_task(tasks), text, length=asked_length or length)
+    length = max(length, asked_length or length)
   feed.check_batch(batch, mesh, 1)
   params = {name: role.params for name, role in loaded.items() if name not in trained}
   say = saying(made, cache, seed, mesh, layout(how))
@@ -82,7 +93,7 @@ def label(out, inputs, *, seed, how, log, roles, method, task=None, split='train
   opened = shards.open_shards(out)
   tokens = sum(len(e['tokens']) for e in examples)
   summary = dict(kind='label', rows=len(examples), tokens=tokens, dropped=fitted.dropped, cut=fitted.cut, k=method.get('k'),
-                 seconds=time.perf_counter() - began, bytes=sum(p.stat().st_size for p in out.glob('part-*.arrow')))
+                 seconds=time.perf_counter() - began, bytes=sum(p.stat().st_size for p in out.glob('part-*.arrow')), **({} if cut_prompts is None else dict(cut_prompts=cut_prompts)))
   some = opened.rows(np.arange(min(len(opened), 512)))
   if cache_lib.COLUMN in some:
     some[cache_lib.LABELS[0]], some[cache_lib.LABELS[1]] = zip(*map(codec.decode, some[cache_lib.COLUMN]))
@@ -106,6 +117,31 @@ def _fit(render, says: int | None, learns: int | None, *, length, source_length,
   other = {tuple(e['id']): e for e in fit(says).examples}
   both = [e for e in examples if tuple(e['id']) in other]
   return fitted._replace(examples=both, dropped=fitted.dropped + len(examples) - len(both)), [other[tuple(e['id'])] for e in both]
+
+
+def _asked_task(tasks: Mapping[str, Any]):
+  if set(tasks) != {'asked'}:
+    raise ValueError(f"label: tasks={dict(tasks)}; there is only tasks=dict(asked='NAME')")
+  return records.make_task(tasks['asked'])
+
+
+def _asked(examples, rows, task, text, *, length: int):
+  """(the examples with what stands before the student's prompt in that of `task`, how many of those were cut). rows: records by id."""
+  out, cut = [], 0
+  first = 0 if text.bos_id is None else 1
+  for example in examples:
+    row = rows[tuple(example['id'])]
+    whole = task.prompt(row['example'])
+    if not whole.endswith(row['prompt']):
+      raise ValueError(f'label: the prompt of tasks.asked must end in the prompt that the student reads; it ends in {whole[-60:]!r}, that one is '
+                       f'{row["prompt"][-60:]!r}')
+    before, room = text.encode(whole[:len(whole) - len(row['prompt'])]), length - len(example['tokens'])
+    if len(before) > room:
+      before, cut = before[len(before) - max(room, 0):], cut + 1
+    tokens = np.concatenate([example['tokens'][:first], np.asarray(before, np.int32), example['tokens'][first:]])
+    out.append({'id': example['id'], 'tokens': tokens, 'targets': np.concatenate([tokens[1:], example['targets'][-1:]]),
+                'weights': np.concatenate([np.zeros(len(before), np.float32), example['weights']])})
+  return out, cut
 
 
 def _moved(name: str, values_LX: np.ndarray, count: int) -> np.ndarray:

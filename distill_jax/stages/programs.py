@@ -204,7 +204,7 @@ def _labels(recipe, stage, length) -> Mapping[str, Any]:
 
 
 def _label(recipe, settings, how, mesh, roles, prompt) -> list[Program]:
-  length, batch = settings.get('length', 256), how.get('batch', 32)
+  length, batch = max(settings.get('length', 256), settings.get('asked_length') or 0), how.get('batch', 32)
   feed.check_batch(batch, mesh, 1)
   made = make_method(settings['method'], roles)
   if made.label is None:

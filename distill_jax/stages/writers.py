@@ -31,12 +31,16 @@ class Writer(NamedTuple):
 def make(out, definition: Mapping[str, Any], share, how: Mapping[str, Any], *, name: str, seed: int, prompts: Sequence[str], log,
          settings: Mapping[str, Any]) -> Writer:
   """The Writer of a role. prompts: all there will be.  settings: samples, temperature, top_p, top_k, max_new_tokens, stop, cache_dtype,
-  writer."""
+  writer; prompt_tokens: most tokens of a prompt, None for any number."""
+  settings = dict(settings)
+  most = settings.pop('prompt_tokens', None)
   if 'api' in definition:
+    if most is not None:
+      raise ValueError('prompt_tokens: a prompt for an API is cut by nobody here; leave it out')
     return _service(out, definition, share, how, name=name, seed=seed, log=log, settings=settings)
   role = load_roles({name: definition}, share.mesh, how, seed=seed)[name]
   # rows wide enough for the longest prompt of all parts, so that every part runs in the same compiled shapes
-  longest = sample.longest(role, prompts)
+  longest = sample.longest(role, prompts) if most is None else min(sample.longest(role, prompts), most)
   counts = collections.Counter(cut_prompts=0)
 
   def write(parts, progress):

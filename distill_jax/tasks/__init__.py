@@ -8,11 +8,14 @@ from distill_jax.tasks.gsm8k import gsm8k
 from distill_jax.tasks.gsm8k_cot import gsm8k_cot
 from distill_jax.tasks.last_letter import last_letter
 from distill_jax.tasks.mawps import mawps
+from distill_jax.tasks.program_texts import program_texts
+from distill_jax.tasks.programs import programs
 from distill_jax.tasks.shuffled_objects import shuffled_objects
 from distill_jax.tasks.socratic import socratic
 from distill_jax.tasks.strategyqa import strategyqa
 from distill_jax.tasks.svamp import svamp
 
 TASKS = dict(gsm8k=gsm8k, gsm8k_cot=gsm8k_cot, svamp=svamp, mawps=mawps, aqua=aqua, commonsense_qa=commonsense_qa, strategyqa=strategyqa,
-             last_letter=last_letter, coin_flip=coin_flip, shuffled_objects=shuffled_objects, bbh=bbh, socratic=socratic)
+             last_letter=last_letter, coin_flip=coin_flip, shuffled_objects=shuffled_objects, bbh=bbh, socratic=socratic,
+             program_texts=program_texts, programs=programs)
 RECORDED = dict(svamp=_svamp.recorded, commonsense_qa=_commonsense_qa.recorded, bbh=_bbh.recorded)

@@ -5,6 +5,9 @@
 are the same on every machine and Python version. `problems(s, m)` is the beginning of `problems(s, n)` for m < n. No question stands
 twice in a split (case and blanks aside).
 
+Kinds: USUAL as here; SHORT, for programs: 1-3 lines of solution, one step at most between start and ending, fewer scenes, and no sentence
+without a role.
+
 A problem is a family (a scene of `scenes.py` with its own wording), a chain (a start, 0-2 steps and an ending: keys of `STEPS`) and the
 numbers its solution uses, in order; 2-4 lines of solution. Half of the questions begin with a sentence that says nothing, three in ten hold
 a number that plays no role.
@@ -28,6 +31,7 @@ import functools
 import random
 import zlib
 from itertools import permutations
+from typing import NamedTuple
 
 from distill_jax.tasks.scenes import AFTER, ASIDES, COLOURS, HELD_OUT, NAMES, SCENES
 from distill_jax.tasks.steps import ENDS, LINES, MIDDLES, STARTS, STEPS, Draw
@@ -35,6 +39,23 @@ from distill_jax.tasks.steps import ENDS, LINES, MIDDLES, STARTS, STEPS, Draw
 SPLITS = ('train', 'dev', 'test', 'test_range', 'test_family')
 LONGER = 'test_long'
 BUCKETS = dict(train=range(8), dev=(8,), test=(9,), test_range=range(10), test_family=range(10), test_long=range(10))
+
+
+class Kind(NamedTuple):
+  """What the problems of a kind are like.
+
+  lines: the lines of solution to draw from, each as often as it stands here.  middles: most steps between start and ending.
+  without: steps that are not used.  scenes: how many of SCENES.  extras: sentences that say nothing, numbers without a role.
+  """
+  lines: tuple[int, ...] = (2, 2, 3, 3, 4)
+  middles: int = 2
+  without: tuple[str, ...] = ()
+  scenes: int | None = None
+  extras: bool = True
+
+
+USUAL = Kind()
+SHORT = Kind(lines=(1, 2, 3), middles=1, without=('double', 'half'), scenes=5, extras=False)
 PEOPLE = tuple((name, pronoun) for pronoun, names in NAMES.items() for name in names)
 
 
@@ -52,27 +73,27 @@ def bucket(numbers):
   return _crc(*numbers) % 10
 
 
-def chains(scene, *, between=(0, 1, 2), lines=(2, 3, 4)):
+def chains(scene, *, between=(0, 1, 2), lines=(2, 3, 4), without=()):
   """Every chain of steps this scene can tell: a start, 0-2 different steps (`between`), an ending; 2-4 lines of solution (`lines`)."""
-  says = scene['says']
+  says = [step for step in scene['says'] if step not in without]
   middles = [steps for size in between for steps in permutations([m for m in MIDDLES if m in says], size)]
   return [(start, *steps, end) for start in STARTS if start in says for steps in middles for end in ENDS if end in says
           if LINES[start] + sum(LINES[s] for s in steps) + LINES[end] in lines]
 
 
 @functools.cache
-def _table(split):
-  """(scene, chains by number of lines) of every scene of a split; 2 and 3 lines stand twice: drawn twice as often as 4."""
+def _table(split, kind=USUAL):
+  """(scene, chains by number of lines) of every scene of a split; of USUAL 2 and 3 lines stand twice: drawn twice as often as 4."""
   table = []
   if split == LONGER:
     told = [(scene, [chains(scene, between=(3,), lines=(n,)) for n in (5, 6)]) for scene in SCENES]
     return [(scene, [group for group in groups if group]) for scene, groups in told if any(groups)]
-  for scene in HELD_OUT if split == 'test_family' else SCENES:
+  for scene in HELD_OUT if split == 'test_family' else SCENES[:kind.scenes]:
     groups = {}
-    for chain in chains(scene):
+    for chain in chains(scene, between=range(kind.middles + 1), lines=kind.lines, without=kind.without):
       if split == 'test_family' or is_held_out(scene['name'], chain) == (split == 'test'):
         groups.setdefault(sum(LINES[s] for s in chain), []).append(chain)
-    table.append((scene, [groups[n] for n in (2, 2, 3, 3, 4) if n in groups]))
+    table.append((scene, [groups[n] for n in kind.lines if n in groups]))
   return table
 
 
@@ -98,7 +119,7 @@ def _solve(rng, scene, chain, unit, split):
   return fields, draw.lines, draw.numbers, count
 
 
-def _tell(rng, scene, chain, thing, fields):
+def _tell(rng, scene, chain, thing, fields, extras):
   """The question: one sentence or two a step; often one more that says nothing, or one with a number that plays no role."""
   (name, pronoun), (partner, _), (other, _) = _three(rng)
   pair = chain[0] in ('more', 'fewer', 'times')
@@ -113,9 +134,9 @@ def _tell(rng, scene, chain, thing, fields):
   if pair and len(chain) > 2:
     parts.insert(1, 'they put all of them together')
   person = partner if scene['who'] else name
-  if rng.random() < 0.5:
+  if extras and rng.random() < 0.5:
     parts.insert(0, _pick(rng, COLOURS).format(P=person, R=other, t=thing))
-  if rng.random() < 0.3:
+  if extras and rng.random() < 0.3:
     parts.insert(int(rng.random() * len(parts)), _pick(rng, ASIDES).format(P=person, R=other, x=2 + int(rng.random() * 59)))
   return ' '.join('. '.join(_sentence(piece)[:-1] for piece in part.split('. ')) + _sentence(part)[-1] for part in parts)
 
@@ -128,28 +149,28 @@ def _three(rng):
   return PEOPLE[first], PEOPLE[second], third
 
 
-def draw(split, *, seed=0):
+def draw(split, *, seed=0, kind=USUAL):
   """Endless stream of dicts question, answer, family, chain, numbers of a split; questions may return."""
   if split not in (*SPLITS, LONGER):
     raise ValueError(f'no split {split!r} of the bundled problems; there are {", ".join((*SPLITS, LONGER))}')
-  rng, table = random.Random(f'distill_jax problems {split} {seed}'), _table(split)
+  rng, table = random.Random(f'distill_jax problems {split} {seed}'), _table(split, kind)
   while True:
     scene, groups = _pick(rng, table)
     chain, thing = _pick(rng, _pick(rng, groups)), _pick(rng, scene['things'])
     solved = next((s for s in (_solve(rng, scene, chain, thing, split) for _ in range(20)) if s), None)
     if solved:
       fields, lines, numbers, answer = solved
-      yield dict(question=_tell(rng, scene, chain, thing, fields), answer='\n'.join((*lines, f'#### {answer}')),
+      yield dict(question=_tell(rng, scene, chain, thing, fields, kind.extras), answer='\n'.join((*lines, f'#### {answer}')),
                  family=scene['name'], chain=chain, numbers=tuple(numbers))
 
 
-def distinct(split, count, *, seed=0, families=None):
+def distinct(split, count, *, seed=0, families=None, kind=USUAL):
   """The first `count` rows of `draw` whose questions differ, of some families by name or of all. ValueError: no such split or family, or not
   that many."""
-  names = [scene['name'] for scene, _ in (_table(split) if split in (*SPLITS, LONGER) else ())]
+  names = [scene['name'] for scene, _ in (_table(split, kind) if split in (*SPLITS, LONGER) else ())]
   if unknown := [name for name in families or () if names and name not in names]:
     raise ValueError(f'no family {unknown[0]!r} in split {split!r} of the bundled problems; there are {", ".join(names)}')
-  seen, rows, repeats, drawn = set(), [], 0, draw(split, seed=seed)
+  seen, rows, repeats, drawn = set(), [], 0, draw(split, seed=seed, kind=kind)
   while len(rows) < count:
     row = next(drawn)
     if families and row['family'] not in families:

@@ -133,3 +133,13 @@ def test_a_task_that_narrates_writes_by_rule(small, call, monkeypatch):
   monkeypatch.undo()
   with pytest.raises(ValueError, match='has no narrator'):
     call('generate', 'no', **settings)
+
+
+def test_prompts_longer_than_prompt_tokens_are_cut_from_the_left_and_counted(small, call):
+  examples = list(small.made.examples('train'))[:3]
+  lengths = sorted(len(small.text.encode(small.made.prompt(e))) for e in examples)
+  settings = dict(roles=dict(teacher=small.teacher), task=small.task, count=3, **SETTINGS)
+  assert call('generate', 'whole', **settings)['cut_prompts'] == 0
+  assert call('generate', 'two', prompt_tokens=lengths[0], **settings)['cut_prompts'] == sum(n > lengths[0] for n in lengths) == 2
+  assert call('generate', 'few', prompt_tokens=8, **settings)['cut_prompts'] == 3
+  assert call('evaluate', 'asked', prompt_tokens=8, roles=dict(teacher=small.teacher), task=small.task, max_new_tokens=4, how=dict(batch=8))['cut_prompts'] == 3

@@ -75,7 +75,7 @@ def test_nothing_kept_says_why(small, call, texts):
 
 
 def test_what_it_cannot_grade(small, call, written):
-  with pytest.raises(ValueError, match="keep='best': 'right' or 'all'"):
+  with pytest.raises(ValueError, match="keep='best': 'right' or 'all' or 'shuffled'"):
     call('grade', 'grade', ['generate'], task=small.task, keep='best')
   with pytest.raises(ValueError, match='no texts in its inputs; name a generate stage'):
     call('grade', 'grade', task=small.task)
@@ -121,3 +121,40 @@ def test_measures_of_all_texts_and_of_the_kept(small, call, written, monkeypatch
   assert summary['measures']['marked'] == pytest.approx(sum('####' in text for text in texts) / len(texts)) and summary['measures_kept']['marked'] == 1.0
   filled = [len(text) for text in texts if text.strip()]
   assert len(filled) < len(texts) and summary['measures']['length'] == pytest.approx(sum(filled) / len(filled))
+
+
+def test_shuffled_texts_stand_at_wrong_questions(small, call, texts):
+  """The control: the same right texts, none at its own question, the same for a seed."""
+  examples = list(small.made.examples('train'))[:5]
+  right = lambda e, way='': f'{way}#### ' + e['answer'].split('#### ')[1]
+  texts('generate', [(e, right(e, way), {}) for e in examples for way in ('one ', 'two ')] + [(examples[0], '#### 99999', {})])
+  call('grade', 'kept', ['generate'], task=small.task)
+  summary = call('grade', 'dealt', ['generate'], task=small.task, keep='shuffled')
+  kept, dealt = records.read(call.out('kept')), records.read(call.out('dealt'))
+  assert summary['kept'] == 10 and summary['reasons'] == {'wrong answer': 1}
+  assert sorted(r['completion'] for r in dealt) == sorted(r['completion'] for r in kept) and sorted(r['id'] for r in dealt) == sorted(r['id'] for r in kept)
+  own = {(r['id'], r['completion']) for r in kept}
+  assert not [r for r in dealt if (r['id'], r['completion']) in own] and all(r['example']['id'] == r['id'] for r in dealt)
+  order = lambda name: [(r['id'], r['completion']) for r in records.read(call.out(name))]
+  call('grade', 'again', ['generate'], task=small.task, keep='shuffled')
+  call('grade', 'other', ['generate'], task=small.task, keep='shuffled', seed=1)
+  assert order('again') == order('dealt') != order('other')
+
+
+def test_texts_of_one_question_cannot_be_shuffled(small, call, texts):
+  a, b = list(small.made.examples('train'))[:2]
+  right = lambda e, way: f'{way}#### ' + e['answer'].split('#### ')[1]
+  texts('generate', [(a, right(a, 'one '), {}), (a, right(a, 'two '), {}), (b, right(b, 'one '), {})])
+  with pytest.raises(ValueError, match='cannot deal 3 texts of 2 questions to other questions; 2 are of one'):
+    call('grade', 'grade', ['generate'], task=small.task, keep='shuffled')
+
+
+def test_a_further_round_may_keep_nothing(small, call, texts):
+  example = next(small.made.examples('train'))
+  texts('generate', [(example, 'no idea', {})])
+  texts('nothing', [])
+  for name in ('generate', 'nothing'):
+    summary = call('grade', f'grade_{name}', [name], task=small.task, empty=True)
+    assert summary['kept'] == 0 and records.read(call.out(f'grade_{name}')) == []
+  with pytest.raises(ValueError, match='no texts in'):
+    call('grade', 'grade', ['nothing'], task=small.task)

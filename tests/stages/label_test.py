@@ -9,7 +9,7 @@ import pytest
 from distill_jax import methods
 from distill_jax.core.types import Method
 from distill_jax.data import cache, codec, rows as rows_lib, shards, whole
-from distill_jax.stages import roles
+from distill_jax.stages import records, roles
 
 train = importlib.import_module('distill_jax.stages.train')
 
@@ -202,3 +202,53 @@ def test_a_cache_of_a_newer_format_is_refused(small, call, settings):
   with pytest.raises(ValueError, match="written by codec 'compact' format 2, and this program reads .*use a newer distill_jax"):
     call('train', 'train', ['label'], roles=dict(student=small.student), method=KD, task=small.task, steps=1, batch=8, length=512,
          optim=dict(lr=1e-2))
+
+
+# a teacher that is shown something first
+
+
+@pytest.fixture
+def shown(small, monkeypatch):
+  """Tasks by name: 'asked' puts a line before the prompt, 'other' has another prompt."""
+  before = 'One plus two is three.\n\n'
+  tasks = dict(asked=small.made._replace(prompt=lambda e: before + small.made.prompt(e)), other=small.made._replace(prompt=lambda e: 'What?'))
+  made = records.make_task
+  monkeypatch.setattr(records, 'make_task', lambda d: tasks[d['task']] if d['task'] in tasks else made(d))
+  return before
+
+
+@pytest.mark.parametrize('loss_on_prompt', [False, True])
+def test_labels_of_a_teacher_that_is_shown_something_first(small, call, settings, shown, loss_on_prompt):
+  """Every token's label is what the teacher says of it behind the longer prompt, and the rows stay those of the student."""
+  call('label', 'plain', method=KD, count=4, loss_on_prompt=loss_on_prompt, **settings)
+  summary = call('label', 'label', method=KD, count=4, loss_on_prompt=loss_on_prompt, tasks=dict(asked=dict(task='asked')), **settings)
+  assert summary['cut_prompts'] == 0
+  teacher = roles.load_role(small.teacher)
+  ahead = small.text.encode(shown)
+  for row, plain in zip(shards.open_shards(call.out('label')), shards.open_shards(call.out('plain')), strict=True):
+    assert all(np.array_equal(row[name], plain[name]) for name in ('tokens', 'targets', 'weights'))
+    tokens = np.concatenate([ahead, row['tokens']])[None].astype(np.int32)
+    out = teacher.model.apply(teacher.params, {'tokens': tokens})
+    says = np.asarray(jax.nn.log_softmax(out['head'].logits(out['hidden'])))[0, len(ahead):]
+    learnt = np.asarray(row['weights']) > 0
+    ids, logps = np.asarray(row['label/top_ids']), np.asarray(row['label/top_logps'])
+    assert learnt.all() == loss_on_prompt
+    np.testing.assert_allclose(np.take_along_axis(says, ids, -1)[learnt], logps[learnt], atol=1e-4)
+    np.testing.assert_allclose(np.sort(says[learnt], -1)[:, :-4:-1], logps[learnt], atol=1e-4)
+    assert not np.allclose(logps[learnt], np.asarray(plain['label/top_logps'])[learnt], atol=1e-3), 'what is shown matters'
+
+
+def test_what_is_shown_is_cut_from_the_left_and_counted(small, call, settings, shown):
+  longest = max(len(tokens) for tokens in _tokens(call, settings))
+  settings = {**settings, 'length': longest}
+  summary = call('label', 'label', method=KD, count=6, tasks=dict(asked=dict(task='asked')), **settings)
+  ahead = len(small.text.encode(shown))
+  assert summary['cut_prompts'] == sum(len(tokens) + ahead > longest for tokens in _tokens(call, settings)) > 0
+  assert call('label', 'wide', method=KD, count=6, tasks=dict(asked=dict(task='asked')), asked_length=longest + ahead, **settings)['cut_prompts'] == 0
+
+
+def test_a_prompt_that_does_not_end_in_the_students_is_refused(call, settings, shown):
+  with pytest.raises(ValueError, match="prompt of tasks.asked must end in the prompt that the student reads; it ends in 'What\\?'"):
+    call('label', 'label', method=KD, count=2, tasks=dict(asked=dict(task='other')), **settings)
+  with pytest.raises(ValueError, match="there is only tasks=dict\\(asked='NAME'\\)"):
+    call('label', 'label', method=KD, count=2, tasks=dict(student=dict(task='asked')), **settings)

@@ -1,0 +1,140 @@
+"""Programs that pass: a teacher writes programs for word problems, those whose result is right are kept, a student learns them (EKT).
+
+    python -m distill_jax.main --config=configs/ekt.py --seeds=3     laptop: generated problems and bundled checkpoints, CPU, minutes
+    python -m distill_jax.main --config=configs/ekt.py:distinct      every different passing program, not the first one alone
+    python -m distill_jax.main --config=configs/ekt.py:temperatures  all arms at three temperatures on dev and test: the best of each on dev
+    python -m distill_jax.main --config=configs/ekt.py:tiny          seconds; the whole pipeline, for tests
+    python -m distill_jax.main --config=configs/ekt.py:full          openai/gsm8k, GPT-J teaches GPT-Neo-1.3B, as the paper has it: for a pod
+
+Azerbayev et al. 2022, Explicit Knowledge Transfer (arXiv 2211.16740). The teacher reads three examples before each question; of its samples the
+first that passes is kept. Arms of equal steps, rows and order of data: EKT (cross-entropy on question and kept program); logit KD on the same
+pairs (cross-entropy and KL to the teacher's distribution at every token, 1 : 1), the teacher reading the bare text as in the paper; the same,
+the teacher reading its three examples first; expert iteration (the student is its own teacher, each round starts from the base and asks for
+what is unsolved); first samples unfiltered; kept programs dealt to the wrong questions. Beside them student and teacher with the examples and
+without training. pass@k of 100 samples at one temperature for all, and greedy.
+
+The sign test, said before it was run: EKT above logit KD (bare) on pass@100 and on accuracy (pass@1 of samples); EKT above unfiltered on both.
+KD with the examples shown, expert iteration, the student with examples and shuffled pairs are reported. Figures and times: configs/README.md.
+"""
+from ml_collections import ConfigDict
+
+from distill_jax.tasks.programs import STOP
+
+LAPTOP = dict(
+    data=dict(source='bundled', counts=dict(train=600, dev=100, test=150), seed=1, check='strict'), teacher='bundled:program_teacher',
+    base='bundled:program_student', samples=6, cap=1, temperature=0.6, max_new_tokens=80, prompt_tokens=None, splits=('test',), n=100, ks=(1, 10, 100),
+    temperatures=(), loss_on_prompt=True, length=160, asked_length=400, steps=300, batch=8, optim=dict(lr=2e-3, warmup=30), rounds=2, round_samples=10,
+    generate_batch=256, evaluate_batch=512, label_batch=32, save=150, log=10, part=300)
+SIZES = {
+    '': LAPTOP,
+    'distinct': {**LAPTOP, **dict(cap=None)},
+    'temperatures': {**LAPTOP, **dict(temperatures=(0.3, 1.0))},
+    'tiny': {**LAPTOP, **dict(
+        data=dict(source='bundled', counts=dict(train=16, dev=4, test=4), seed=1, check='strict'), samples=2, n=4, ks=(1, 4), steps=2, batch=8,
+        optim=dict(lr=2e-3, warmup=1), rounds=1, round_samples=4, generate_batch=32, evaluate_batch=16, label_batch=8, save=2, log=1, part=16)},
+    # k, T, budget and lengths, check, optimiser, batch as in the paper's runs; steps: theirs for the GPT-J set (140 epochs of 2,800 pairs)
+    'full': {**LAPTOP, **dict(
+        data=dict(source='openai/gsm8k', check='paper'), teacher='EleutherAI/gpt-j-6b', base='EleutherAI/gpt-neo-1.3B', samples=100,
+        max_new_tokens=150, prompt_tokens=756, length=400, asked_length=1024, steps=12180, batch=32,
+        optim=dict(lr=1e-4, warmup=100, decay='linear', final=0.0, weight_decay=0.1, clip=1.0), rounds=10, round_samples=100,
+        generate_batch=256, evaluate_batch=512, save=500, part=512, pack=False, label_dtype='float16',
+        teacher_as=dict(params_dtype='bfloat16', overrides=dict(dtype='bfloat16')), base_as=dict(overrides=dict(dtype='bfloat16')),
+        training_how=dict(mesh=dict(fsdp=-1)), label_how=dict(mesh=dict(fsdp=-1)), teacher_how=dict(mesh=dict(data=-1, tensor=4)))},
+}
+# arm: (its title, the stage whose set it learns, the stage whose labels; None: cross-entropy alone)
+ARMS = dict(
+    ekt=('EKT', 'kept', None),
+    kd=('logit KD, teacher reads the bare text', 'kept', 'label_kd'),
+    kd_shown=('logit KD, teacher reads its examples first', 'kept', 'label_kd_shown'),
+    unfiltered=('first samples, unfiltered', 'unfiltered_set', None),
+    shuffled=('kept programs at wrong questions', 'shuffled_set', None))
+
+
+
+
+def get_config(size: str = '') -> ConfigDict:
+  """The recipe at one of SIZES."""
+  if size not in SIZES:
+    raise ValueError(f'configs/ekt.py has no size {size!r}; there is {", ".join(map(repr, SIZES))}')
+  s = SIZES[size]
+  c = ConfigDict()
+  c.seed = 0
+  c.title = 'Programs that pass (EKT)'
+  c.notes = ['The problems are generated (bundled), not GSM8K; teacher and student are small bundled models that know such problems only.',
+             'test: unseen combinations of steps and unseen numbers. All systems are sampled at the same temperature.'
+             ] if s['data']['source'] == 'bundled' else []
+  c.tasks = dict(programs=dict(task='programs', **s['data']), few_shot=dict(task='programs', prompt='few_shot', **s['data']))
+  c.roles = dict(teacher=dict(load=s['teacher'], **s.get('teacher_as', {})), base=dict(load=s['base'], **s.get('base_as', {})))
+  asking = dict(stage='generate', split='train', temperature=s['temperature'], max_new_tokens=s['max_new_tokens'], stop=STOP,
+                prompt_tokens=s['prompt_tokens'], part=s['part'])
+  sorting = dict(stage='grade', tasks=dict(student='programs'), task='few_shot')
+  c.stages = dict(
+      generate=dict(**asking, roles=dict(teacher='teacher'), task='few_shot', samples=s['samples'],
+                    how=dict(batch=s['generate_batch'], **s.get('teacher_how', {}))),
+      kept=dict(**sorting, of=['generate'], cap=s['cap']),
+      unfiltered_set=dict(**sorting, of=['generate'], keep='all', cap=1, unfinished=True),
+      shuffled_set=dict(**sorting, of=['generate'], keep='shuffled', cap=s['cap']))
+  c.run = list(c.stages)
+  for arm, (title, learns, label) in ARMS.items():
+    _train(c, s, arm, title, [learns], label)
+  expert = _expert_iteration(c, s, asking, sorting)
+  systems = {arm: (f'{arm}_student', title, 'programs') for arm, (title, *_) in ARMS.items()} | dict(
+      expert=(expert, 'expert iteration', 'programs'), few_shot=('base', 'student with examples, no training', 'few_shot'),
+      teacher=('teacher', 'teacher with examples', 'few_shot'))
+  for name, (role, title, task) in systems.items():
+    _evaluate(c, s, name, role, title, task)
+  c.compare = [('evaluate_ekt', f'evaluate_{other}', split, metric) for other in ('kd', 'unfiltered', 'kd_shown', 'shuffled', 'expert', 'few_shot')
+               for split in s['splits'] for metric in (f'pass@{s["ks"][-1]}', 'accuracy')]
+  return c
+
+
+def _train(c, s, arm, title, learns, label):
+  """An arm of `steps` steps from the base, its labels before it."""
+  method, of, roles = dict(method='sft'), learns, dict(student='base')
+  if label is not None:
+    # CE and KL 1 : 1 over every token that counts, at temperature 1; the whole distribution, kept as hidden states
+    method, of, roles = dict(method='logit_kd', alpha=0.5), [label], dict(student='base', teacher='teacher')
+    shown = dict(tasks=dict(asked='few_shot'), asked_length=s['asked_length']) if label == 'label_kd_shown' else {}
+    c.stages[label] = dict(stage='label', of=learns, roles=roles, method=method, length=s['length'], loss_on_prompt=s['loss_on_prompt'], **shown,
+                           dtype=s.get('label_dtype', 'float32'), how=dict(batch=s['label_batch'], **s.get('label_how', {})))
+    c.run.append(label)
+  c.stages[arm] = dict(
+      stage='train', of=of, roles=roles, task='programs', method=method, steps=s['steps'], batch=s['batch'], length=s['length'],
+      pack=s.get('pack', True), loss_on_prompt=s['loss_on_prompt'], title=title,
+      optim=dict(dict(decay='cosine', final=0.05, weight_decay=0.05, b2=0.98), **s['optim']),
+      how=dict(save=s['save'], log=s['log'], **s.get('training_how', {})))
+  c.roles[f'{arm}_student'] = dict(stage=arm, role='student')
+  c.run.append(arm)
+
+
+def _expert_iteration(c, s, asking, sorting):
+  """The student teaches itself: its own passing programs, first with the examples shown, then of each round's student for what is unsolved."""
+  sets, role, task = [], 'base', 'few_shot'
+  for number in range(s['rounds'] + 1):
+    if number:
+      _train(c, s, f'expert_{number}', f'expert iteration, round {number}', list(sets), None)
+      role, task = f'expert_{number}_student', 'programs'
+      if number == s['rounds']:
+        return role
+    unsolved = dict(of=list(sets), unsolved=True) if sets else {}
+    c.stages[f'expert_texts_{number}'] = dict(**asking, **unsolved, roles=dict(teacher=role), task=task, samples=s['round_samples'],
+                                              how=dict(batch=s['generate_batch']))
+    c.stages[f'expert_set_{number}'] = dict(**{**sorting, 'task': task}, of=[f'expert_texts_{number}'], cap=1, empty=bool(sets))
+    c.run += [f'expert_texts_{number}', f'expert_set_{number}']
+    sets.append(f'expert_set_{number}')
+
+
+def _evaluate(c, s, name, role, title, task):
+  """Samples at the common temperature, greedy texts, and the other temperatures where they are asked for."""
+  asked = dict(stage='evaluate', task=task, roles={'teacher' if role == 'teacher' else 'student': role}, max_new_tokens=s['max_new_tokens'], stop=STOP if task == 'few_shot' else (),
+               prompt_tokens=s['prompt_tokens'], part=s['part'], how=dict(batch=s['evaluate_batch'], **s.get('evaluate_how', {})))
+  sampled = dict(samples=s['n'], ks=s['ks'])
+  stages = {f'evaluate_{name}': dict(**asked, **sampled, temperature=s['temperature'], splits=s['splits'], title=title),
+            f'greedy_{name}': dict(**asked, splits=s['splits'], title=f'{title}, greedy')}
+  if s['temperatures']:
+    stages[f'dev_{name}'] = dict(**asked, **sampled, temperature=s['temperature'], splits=('dev',), title=f'{title}, T={s["temperature"]}')
+  for temperature in s['temperatures']:
+    stages[f'evaluate_{name}_{temperature}'.replace('.', '_')] = dict(
+        **asked, **sampled, temperature=temperature, splits=('dev', *s['splits']), title=f'{title}, T={temperature}')
+  c.stages.update(stages)
+  c.run += list(stages)
