@@ -21,23 +21,24 @@ from ml_collections import ConfigDict
 from distill_jax.tasks.programs import STOP
 
 LAPTOP = dict(
-    data=dict(source='bundled', counts=dict(train=600, dev=100, test=150), seed=1, check='strict'), teacher='bundled:program_teacher',
-    base='bundled:program_student', samples=6, cap=1, temperature=0.6, max_new_tokens=80, prompt_tokens=None, splits=('test',), n=100, ks=(1, 10, 100),
-    temperatures=(), loss_on_prompt=True, length=160, asked_length=400, steps=300, batch=8, optim=dict(lr=2e-3, warmup=30), rounds=2, round_samples=10,
-    generate_batch=256, evaluate_batch=512, label_batch=32, save=150, log=10, part=300)
+    data=dict(source='bundled', counts=dict(train=400, dev=50, test=100), seed=1, check='strict'), teacher='bundled:program_teacher',
+    base='bundled:program_student', samples=6, cap=1, temperature=0.6, max_new_tokens=64, prompt_tokens=None, splits=('test',), n=100, ks=(1, 10, 100),
+    temperatures=(), greedy=True, arms=('ekt', 'kd', 'kd_shown', 'unfiltered', 'shuffled'), loss_on_prompt=True, length=160, asked_length=320,
+    steps=300, batch=8, optim=dict(lr=2e-3, warmup=30, decay='cosine', final=0.05, weight_decay=0.05, b2=0.98), rounds=2, round_samples=8,
+    generate_batch=256, evaluate_batch=512, label_batch=32, save=300, log=20, part=300)
 SIZES = {
     '': LAPTOP,
     'distinct': {**LAPTOP, **dict(cap=None)},
     'temperatures': {**LAPTOP, **dict(temperatures=(0.3, 1.0))},
     'tiny': {**LAPTOP, **dict(
-        data=dict(source='bundled', counts=dict(train=16, dev=4, test=4), seed=1, check='strict'), samples=2, n=4, ks=(1, 4), steps=2, batch=8,
-        optim=dict(lr=2e-3, warmup=1), rounds=1, round_samples=4, generate_batch=32, evaluate_batch=16, label_batch=8, save=2, log=1, part=16)},
-    # k, T, budget and lengths, check, optimiser, batch as in the paper's runs; steps: theirs for the GPT-J set (140 epochs of 2,800 pairs)
+        data=dict(source='bundled', counts=dict(train=16, dev=4, test=4), seed=1, check='strict'), samples=2, n=4, ks=(1, 4), greedy=False,
+        arms=('ekt', 'kd_shown', 'shuffled'), steps=2, rounds=1, round_samples=4, generate_batch=32, evaluate_batch=16, label_batch=8, save=2, log=1,
+        part=16)},
+    # k, T, prompt budget, lengths, check, optimiser, batch and rounds as in the paper's runs; steps: theirs for the set of GPT-J, 140 epochs
     'full': {**LAPTOP, **dict(
         data=dict(source='openai/gsm8k', check='paper'), teacher='EleutherAI/gpt-j-6b', base='EleutherAI/gpt-neo-1.3B', samples=100,
-        max_new_tokens=150, prompt_tokens=756, length=400, asked_length=1024, steps=12180, batch=32,
-        optim=dict(lr=1e-4, warmup=100, decay='linear', final=0.0, weight_decay=0.1, clip=1.0), rounds=10, round_samples=100,
-        generate_batch=256, evaluate_batch=512, save=500, part=512, pack=False, label_dtype='float16',
+        max_new_tokens=150, prompt_tokens=756, length=400, asked_length=1024, pack=False, steps=12180, batch=32,
+        optim=dict(lr=1e-4, warmup=100, decay='linear', weight_decay=0.1), rounds=10, round_samples=100, save=500, part=512, label_dtype='float16',
         teacher_as=dict(params_dtype='bfloat16', overrides=dict(dtype='bfloat16')), base_as=dict(overrides=dict(dtype='bfloat16')),
         training_how=dict(mesh=dict(fsdp=-1)), label_how=dict(mesh=dict(fsdp=-1)), teacher_how=dict(mesh=dict(data=-1, tensor=4)))},
 }
@@ -48,8 +49,6 @@ ARMS = dict(
     kd_shown=('logit KD, teacher reads its examples first', 'kept', 'label_kd_shown'),
     unfiltered=('first samples, unfiltered', 'unfiltered_set', None),
     shuffled=('kept programs at wrong questions', 'shuffled_set', None))
-
-
 
 
 def get_config(size: str = '') -> ConfigDict:
@@ -74,16 +73,17 @@ def get_config(size: str = '') -> ConfigDict:
       kept=dict(**sorting, of=['generate'], cap=s['cap']),
       unfiltered_set=dict(**sorting, of=['generate'], keep='all', cap=1, unfinished=True),
       shuffled_set=dict(**sorting, of=['generate'], keep='shuffled', cap=s['cap']))
-  c.run = list(c.stages)
-  for arm, (title, learns, label) in ARMS.items():
+  c.run = ['generate', 'kept', 'unfiltered_set', 'shuffled_set']
+  arms = {arm: ARMS[arm] for arm in s['arms']}
+  for arm, (title, learns, label) in arms.items():
     _train(c, s, arm, title, [learns], label)
   expert = _expert_iteration(c, s, asking, sorting)
-  systems = {arm: (f'{arm}_student', title, 'programs') for arm, (title, *_) in ARMS.items()} | dict(
+  systems = {arm: (f'{arm}_student', title, 'programs') for arm, (title, *_) in arms.items()} | dict(
       expert=(expert, 'expert iteration', 'programs'), few_shot=('base', 'student with examples, no training', 'few_shot'),
       teacher=('teacher', 'teacher with examples', 'few_shot'))
   for name, (role, title, task) in systems.items():
     _evaluate(c, s, name, role, title, task)
-  c.compare = [('evaluate_ekt', f'evaluate_{other}', split, metric) for other in ('kd', 'unfiltered', 'kd_shown', 'shuffled', 'expert', 'few_shot')
+  c.compare = [('evaluate_ekt', f'evaluate_{other}', split, metric) for other in (*[arm for arm in arms if arm != 'ekt'], 'expert', 'few_shot')
                for split in s['splits'] for metric in (f'pass@{s["ks"][-1]}', 'accuracy')]
   return c
 
@@ -101,7 +101,7 @@ def _train(c, s, arm, title, learns, label):
   c.stages[arm] = dict(
       stage='train', of=of, roles=roles, task='programs', method=method, steps=s['steps'], batch=s['batch'], length=s['length'],
       pack=s.get('pack', True), loss_on_prompt=s['loss_on_prompt'], title=title,
-      optim=dict(dict(decay='cosine', final=0.05, weight_decay=0.05, b2=0.98), **s['optim']),
+      optim=s['optim'],
       how=dict(save=s['save'], log=s['log'], **s.get('training_how', {})))
   c.roles[f'{arm}_student'] = dict(stage=arm, role='student')
   c.run.append(arm)
@@ -126,11 +126,12 @@ def _expert_iteration(c, s, asking, sorting):
 
 def _evaluate(c, s, name, role, title, task):
   """Samples at the common temperature, greedy texts, and the other temperatures where they are asked for."""
-  asked = dict(stage='evaluate', task=task, roles={'teacher' if role == 'teacher' else 'student': role}, max_new_tokens=s['max_new_tokens'], stop=STOP if task == 'few_shot' else (),
-               prompt_tokens=s['prompt_tokens'], part=s['part'], how=dict(batch=s['evaluate_batch'], **s.get('evaluate_how', {})))
+  asked = dict(stage='evaluate', task=task, roles={'teacher' if role == 'teacher' else 'student': role}, max_new_tokens=s['max_new_tokens'],
+               stop=STOP if task == 'few_shot' else (), prompt_tokens=s['prompt_tokens'], part=s['part'], how=dict(batch=s['evaluate_batch'], **s.get('evaluate_how', {})))
   sampled = dict(samples=s['n'], ks=s['ks'])
-  stages = {f'evaluate_{name}': dict(**asked, **sampled, temperature=s['temperature'], splits=s['splits'], title=title),
-            f'greedy_{name}': dict(**asked, splits=s['splits'], title=f'{title}, greedy')}
+  stages = {f'evaluate_{name}': dict(**asked, **sampled, temperature=s['temperature'], splits=s['splits'], title=title)}
+  if s['greedy']:
+    stages[f'greedy_{name}'] = dict(**asked, splits=s['splits'], title=f'{title}, greedy')
   if s['temperatures']:
     stages[f'dev_{name}'] = dict(**asked, **sampled, temperature=s['temperature'], splits=('dev',), title=f'{title}, T={s["temperature"]}')
   for temperature in s['temperatures']:

@@ -86,7 +86,7 @@ def test_arms_take_equal_steps_of_equal_rows(config):
   for size in config.SIZES:
     c = config.get_config(size)
     trained = [stage for name, stage in c.stages.items() if stage.stage == 'train']
-    assert len(trained) == len(config.ARMS) + config.SIZES[size]['rounds']
+    assert len(trained) == len(config.SIZES[size]['arms']) + config.SIZES[size]['rounds']
     for key in ('steps', 'batch', 'length', 'optim', 'loss_on_prompt', 'pack'):
       assert len({str(stage[key]) for stage in trained}) == 1, (size, key)
     assert all(stage.roles.student == 'base' for stage in trained), 'each round restarts from the base'

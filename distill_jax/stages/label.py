@@ -71,7 +71,8 @@ def label(out, inputs, *, seed, how, log, roles, method, task=None, tasks=None, 
   if tasks is not None:
     if says is not None or learns is not None or made.more is not None:
       raise ValueError('label: tasks=dict(asked=...) works for decoders, with methods that add no keys of their own to an example')
-    asked, cut_prompts = _asked(examples, dict(zip((tuple(e['id']) for e in render(None)), rows)), _asked_task(tasks), text, length=asked_length or length)
+    by_id = {tuple(e['id']): row for e, row in zip(render(None), rows, strict=True)}
+    asked, cut_prompts = _asked(examples, by_id, _asked_task(tasks), text, length=asked_length or length)
     length = max(length, asked_length or length)
   feed.check_batch(batch, mesh, 1)
   params = {name: role.params for name, role in loaded.items() if name not in trained}
@@ -93,7 +94,9 @@ def label(out, inputs, *, seed, how, log, roles, method, task=None, tasks=None, 
   opened = shards.open_shards(out)
   tokens = sum(len(e['tokens']) for e in examples)
   summary = dict(kind='label', rows=len(examples), tokens=tokens, dropped=fitted.dropped, cut=fitted.cut, k=method.get('k'),
-                 seconds=time.perf_counter() - began, bytes=sum(p.stat().st_size for p in out.glob('part-*.arrow')), **({} if cut_prompts is None else dict(cut_prompts=cut_prompts)))
+                 seconds=time.perf_counter() - began, bytes=sum(p.stat().st_size for p in out.glob('part-*.arrow')))
+  if cut_prompts is not None:
+    summary['cut_prompts'] = cut_prompts
   some = opened.rows(np.arange(min(len(opened), 512)))
   if cache_lib.COLUMN in some:
     some[cache_lib.LABELS[0]], some[cache_lib.LABELS[1]] = zip(*map(codec.decode, some[cache_lib.COLUMN]))

@@ -118,7 +118,8 @@ def programs(*, source='bundled', prompt='text', exemplars=None, check='strict',
   source: 'bundled' (short generated problems, `problems.SHORT`; splits train, dev, test, test_range, test_family), a directory of GSM8K, or a
     hub id such as 'openai/gsm8k' (see tasks/gsm8k.py).
   prompt: 'text': `# question` and a line end, what a student reads; 'few_shot': the examples of `exemplars` before it (a file; default:
-    tasks/prompts/programs.txt, which writes numbers as floats, or programs_short.txt for bundled problems), what a teacher reads. A prompt longer than prompt_tokens of a stage is cut from the left and counted there.
+    tasks/prompts/programs.txt, which writes numbers as floats, or programs_short.txt for bundled problems), what a teacher reads. A prompt
+    longer than prompt_tokens of a stage is cut from the left and counted there.
   check: 'strict' or 'paper', see above.  rel_tol: its tolerance (default 1e-6, 0.01).  timeout: seconds of a program.
   counts, seed: as in gsm8k; bundled: 1000, 100, 200, 200, 200.
   What a student learns of a kept text is (text prompt, cut program). The perfect answer of a problem without a program is one that states
