@@ -19,7 +19,7 @@ import time
 import jax
 import numpy as np
 
-from benchmarks import likelihood, measure, peers, products, sampling
+from benchmarks import likelihood, measure, peers, products, retrieval, sampling
 from distill_jax.core import keys, mesh as mesh_lib
 from distill_jax.core.types import Role
 from distill_jax.data import feed, rows as rows_lib, shards
@@ -120,7 +120,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--count', type=int, default=7, help='interleaved runs of each')
   parser.add_argument('--quick', action='store_true', help='tiny shapes: only a check that it runs')
-  parser.add_argument('--only', choices=('kd', 'sample', 'greedy', 'eight', 'floor', 'options', 'feed', 'bf16'), help='one of them')
+  parser.add_argument('--only', choices=('kd', 'sample', 'greedy', 'eight', 'floor', 'options', 'candidates', 'dense', 'feed', 'bf16'), help='one of them')
   parser.add_argument('--out', help='JSON file')
   parser.add_argument('--peers', metavar='DIR', nargs='?', const='runs/peers', help='the peers instead; DIR: see benchmarks/peers.py')
   parser.add_argument('--trl-python', help='the interpreter of an environment with TRL')
@@ -139,7 +139,8 @@ def main() -> None:
     return
   benches = dict(kd=lambda: kd(count, args.quick), sample=lambda: sampling.side_by_side(count, args.quick, greedy=False),
                  greedy=lambda: sampling.side_by_side(count, args.quick, greedy=True), eight=lambda: sampling.eight(count, args.quick),
-                 floor=lambda: sampling.floor(count, args.quick), options=lambda: likelihood.options(count, args.quick), feed=lambda: feeding(count * 5, args.quick),
+                 floor=lambda: sampling.floor(count, args.quick), options=lambda: likelihood.options(count, args.quick),
+                 candidates=lambda: retrieval.candidates(count, args.quick), dense=lambda: retrieval.dense(count, args.quick), feed=lambda: feeding(count * 5, args.quick),
                  bf16=lambda: [*products.products(count, args.quick), products.step(count, args.quick, our_step)])
   found = [call() for name, call in benches.items() if args.only in (None, name)]
   rows = [row for each in found for row in (each if isinstance(each, list) else [each])]

@@ -37,7 +37,8 @@ LORA = Case('logit_kd', 'lora', 'float32')      # adapters over a frozen base
 T5 = Case('logit_kd', 't5', 'float32', KD4)      # an encoder-decoder: rows have sources
 FIRST = [Case('sft', 'llama', 'float32'), Case('logit_kd', 'gpt2', 'float32'), Case('logit_kd', 'llama', 'float32', KD4),
          Case('contrast', 'gpt2', 'float32'), Case('reinforce', 'llama', 'float32'), LORA,
-         Case('gkd', 'gpt2', 'float32', (('on_policy', 0.5),)), Case('uld', 'llama', 'float32'), Case('minillm', 'llama', 'float32'), T5]
+         Case('gkd', 'gpt2', 'float32', (('on_policy', 0.5),)), Case('uld', 'llama', 'float32'), Case('minillm', 'llama', 'float32'), T5,
+         Case('retrieve', 'bert', 'float32', (('chunk', 2),))]
 HALF = [Case('sft', 'gpt2', 'bfloat16'), Case('logit_kd', 'llama', 'bfloat16'), Case('logit_kd', 'gpt2', 'bfloat16', KD4)]
 # the other pairs of shape and dtype: `pytest -m slow`
 REST = [Case('sft', 't5', 'float32'), Case('sft', 't5', 'bfloat16'),

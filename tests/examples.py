@@ -32,6 +32,7 @@ VOCAB, WIDTH, LENGTH, ROWS, MEMBERS, SOURCE = 32, 16, 24, 16, 4, 36
 SHAPES = {
     'llama': dict(kv_heads=1),
     't5': dict(gated=True, activation='gelu_tanh', tied=False, buckets=8, furthest=10),
+    'bert': dict(types=0, max_length=32),
     'gpt2': dict(norm='layer', positions='learned', activation='gelu_tanh', gated=False, attention_bias=True, mlp_bias=True),
 }
 
@@ -42,6 +43,8 @@ def model(shape: str = 'llama', *, dtype: str = 'float32', dropout: float = 0.1,
   settings = dict(vocab_size=VOCAB, width=WIDTH, layers=2, heads=2, mlp_width=32, dtype=dtype, dropout=dropout)
   if shape == 't5':
     return MODELS['encoder_decoder'](**(settings | SHAPES[shape] | overrides))
+  if shape == 'bert':
+    return MODELS['encoder'](**(settings | SHAPES[shape] | overrides))
   settings['max_length'] = 32
   return MODELS['transformer'](**(settings | SHAPES[shape] | overrides))
 
@@ -173,13 +176,25 @@ def _contrast(key, keywords, **shape):
   return Example(contrast(roles, **keywords), roles, ('student',), grouped_batch(key), keywords)
 
 
+def _retrieve(key, keywords, **shape):
+  """Rows of members, each with two good and two bad demonstrations; the last member of some rows is absent."""
+  roles = {'student': role(1, **shape), 'prompt': role(2, **shape)}
+  batch = grouped_batch(key, length=8)
+  rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+  B, G, M = ROWS, MEMBERS, 10
+  lengths = rng.integers(2, M + 1, (B, G, 2, 2))
+  more = dict(examples=rng.integers(0, 2 ** 32, (B, G, 2), dtype=np.uint32), contexts=rng.integers(0, VOCAB, (B, G, 2, 2, M)).astype(np.int32),
+              contexts_segments=(np.arange(M) < lengths[..., None]).astype(np.int32))
+  return Example(METHODS['retrieve'](roles, **keywords), roles, ('student', 'prompt'), {**batch, **more}, keywords)
+
+
 def _reinforce(key, keywords, **shape):
   roles = {'student': role(1, **shape), 'critic': role(2, **shape), 'reference': role(3, **shape)}
   plain, batch = packed_batch(key, reward=True)
   return Example(reinforce(roles, **keywords), roles, ('student', 'critic'), batch, keywords, plain)
 
 
-EXAMPLES: Mapping[str, Callable[..., Example]] = dict(sft=_sft, logit_kd=_logit_kd, gkd=_gkd, minillm=_minillm, uld=_uld, contrast=_contrast, reinforce=_reinforce)
+EXAMPLES: Mapping[str, Callable[..., Example]] = dict(sft=_sft, logit_kd=_logit_kd, gkd=_gkd, minillm=_minillm, uld=_uld, contrast=_contrast, reinforce=_reinforce, retrieve=_retrieve)
 
 
 def example(name: str, key: jax.Array, *, shape: str = 'llama', dtype: str = 'float32', dropout: float = 0.1, **keywords) -> Example:

@@ -110,6 +110,9 @@ def soiled(batch, *, seed=0):
   if 'source' in batch:
     out['source'] = np.where(batch['source_segments'] == 0, junk(batch['source']), batch['source'])
   if 'targets' not in batch:      # members of weight 0 are absent altogether
+    if 'contexts' in batch:
+      unread = (batch['contexts_segments'] == 0) | free[..., None, None, None]
+      out['contexts'] = np.where(unread, junk(batch['contexts']), batch['contexts'])
     return {**out, 'tokens': np.where(free[..., None], junk(batch['tokens']), out['tokens'])}
   out['targets'] = np.where(free, junk(batch['targets']), batch['targets'])
   wide = lambda keep, x: keep.reshape(keep.shape + (1,) * (x.ndim - keep.ndim))

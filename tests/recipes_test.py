@@ -61,7 +61,8 @@ def test_every_size_passes_the_checks_of_the_pipeline(name, size):
   for first, second, split, *_ in recipe.get('compare') or ():
     for arm in (first, second):
       assert known[arm] in recipe['run'], f'{arm} is compared and never run'
-      splits = recipe['stages'][known[arm]].get('splits', ('test',))
+      stage = recipe['stages'][known[arm]]
+      splits = stage.get('shots') or stage.get('splits', ('test',))
       assert split in ([splits] if isinstance(splits, str) else splits), f'{arm} is not evaluated on {split}'
 
 

@@ -7,7 +7,7 @@ from typing import Any, Iterator
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from distill_jax.core import mesh as mesh_lib
 from distill_jax.data import rows as rows_lib
@@ -46,8 +46,24 @@ def put(batch: dict[str, Any], mesh: Mesh, *, held: np.ndarray | None = None, co
   return jax.tree.map(one, batch)
 
 
-def check_batch(batch: int, mesh: Mesh, microbatches: int) -> None:
-  """Stops when a batch cannot be cut evenly, naming sizes that work."""
+def put_groups(batch: dict[str, Any], mesh: Mesh) -> dict[str, Any]:
+  """Rows [B, G, ...] as global arrays, cut over the mesh by their second axis (rule 'group'); 'row' lies everywhere. All hosts hold all of it."""
+  along = NamedSharding(mesh, mesh_lib.spec((None, 'group')))
+  place = lambda name: mesh_lib.replicated(mesh) if name == 'row' else along
+  if along.is_fully_addressable:
+    return {name: jax.device_put(x, place(name)) for name, x in batch.items()}
+  return {name: jax.make_array_from_callback(x.shape, place(name), lambda index, x=x: x[index]) for name, x in batch.items()}
+
+
+def check_batch(batch: int, mesh: Mesh, microbatches: int, members: int = 1) -> None:
+  """Stops when a batch cannot be cut evenly, naming sizes that work. members: of a row; rows of several are cut along these alone."""
+  if members > 1:
+    unit = mesh_lib.row_count(mesh)
+    if members % unit:
+      raise ValueError(f'group={members} cannot be cut over {unit} devices: take a multiple of {unit}, say {max(members // unit, 1) * unit}')
+    if microbatches > 1:
+      raise ValueError(f'microbatches={microbatches}: a contrast needs its whole row at once; let the method go through it in pieces (chunk=)')
+    return
   unit = mesh_lib.row_count(mesh) * microbatches
   if batch % unit:
     raise ValueError(f'batch={batch} cannot be cut into {microbatches} microbatches over {mesh_lib.row_count(mesh)} devices: '
@@ -55,10 +71,13 @@ def check_batch(batch: int, mesh: Mesh, microbatches: int) -> None:
 
 
 class Feed:
-  """Iterates over (step, batch on the devices) from step `start`. `waited` counts the seconds the consumer stood waiting."""
+  """Iterates over (step, batch on the devices) from step `start`. `waited` counts the seconds the consumer stood waiting.
 
-  def __init__(self, rows: rows_lib.Rows, *, batch: int, seed: int, start: int, stop: int, mesh: Mesh, depth: int = 2):
-    self.rows, self.batch, self.seed, self.start, self.stop, self.mesh = rows, batch, seed, start, stop, mesh
+  members: numbers of `rows` that make one row of the batch; more than one for `data.groups.Groups`, whose rows are cut along them.
+  """
+
+  def __init__(self, rows: Any, *, batch: int, seed: int, start: int, stop: int, mesh: Mesh, depth: int = 2, members: int = 1):
+    self.rows, self.batch, self.seed, self.start, self.stop, self.mesh, self.members = rows, batch, seed, start, stop, mesh, members
     self.waited = 0.0
     self._queue: queue.Queue = queue.Queue(maxsize=depth)
     self._closed = threading.Event()
@@ -66,11 +85,14 @@ class Feed:
     self._thread.start()
 
   def _work(self):
-    held = places(self.batch, self.mesh)
+    held = places(self.batch, self.mesh) if self.members == 1 else None
     try:
       for step in range(self.start, self.stop):
-        numbers = numbers_of_step(step, rows=len(self.rows), batch=self.batch, seed=self.seed)
-        item = step, put(rows_lib.checked(self.rows.batch(numbers[held])), self.mesh, held=held, count=self.batch)
+        numbers = numbers_of_step(step, rows=len(self.rows), batch=self.batch * self.members, seed=self.seed)
+        if held is None:
+          item = step, put_groups(rows_lib.checked(self.rows.batch(numbers)), self.mesh)
+        else:
+          item = step, put(rows_lib.checked(self.rows.batch(numbers[held])), self.mesh, held=held, count=self.batch)
         if not self._offer(item):
           return
     except BaseException as error:  # handed to the consumer, which raises it

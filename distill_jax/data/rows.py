@@ -50,6 +50,8 @@ KEYS: Mapping[str, Key] = {
     'teacher_targets': Key('row', 'int32', 'B M', 'its targets'),
     'teacher_segments': Key('row', 'int32', 'B M', '1 where it has text, 0 at padding'),
     'teacher_spans': Key('row', 'int32', 'B M', 'as spans, of its targets'),
+    'contexts': Key('row', 'int32', 'B G 2 K M', 'ids of the texts that a member of a row is contrasted with: K good ones, best first; K bad ones, worst first'),
+    'contexts_segments': Key('row', 'int32', 'B G 2 K M', '1 where these have text, 0 at padding'),
     'label/span_logps': Key('token', 'float32', 'B L', 'log-probability of the teacher\'s tokens of a span but the last, at the span\'s last target'),
     'label/top_ids': Key('token', 'int32', 'B L K', 'ids of the teacher\'s most likely tokens; -1 where fewer are kept'),
     'label/top_logps': Key('token', 'float32', 'B L K', 'their log-probabilities under the full softmax'),

@@ -22,19 +22,23 @@ Array = jax.Array
 PROMPTS = 8      # fewest prompts that are read at a time, where the rows allow it: reading one costs nearly as much as reading some
 
 
-def of_texts(role: Role, params, prompts: Sequence[str], texts: Sequence[Sequence[str]], *, batch: int = 64,
-             mesh: Mesh | None = None) -> list[list[tuple[float, int]]]:
+def of_texts(role: Role, params, prompts: Sequence[str], texts: Sequence[Sequence[str]], *, given: Sequence[Sequence[str]] | None = None,
+             batch: int = 64, mesh: Mesh | None = None) -> list[list[tuple[float, int]]]:
   """For each prompt and each of its candidates texts[i]: (log p(candidate | prompt) in nats, summed over its tokens; how many these are).
 
   Prompt and candidate are tokenised apart, as rows for training are; no end of text is added. Numbers are those of `score.score` of the
-  whole row, up to float noise. batch: rows that are held at a time; prompts of like length go together. mesh: rows are split over it.
+  whole row, up to float noise. given[i][k]: what stands between prompt i and its candidate k and is read, not counted (a question whose answer
+  is the candidate); tokenised apart, too. batch: rows that are held at a time; prompts of like length go together. mesh: rows are split over it.
   ValueError: a candidate of no tokens; a prompt that leaves a candidate no room in the model. Demonstrations that are too long are cut
   where prompts are made, by whole demonstrations or tokens as the protocol has it (data/episodes.py), never here.
   """
   if len(texts) != len(prompts):
     raise ValueError(f'of_texts: {len(prompts)} prompts and {len(texts)} lists of candidates; each prompt needs its own')
+  given = [[''] * len(several) for several in texts] if given is None else given
+  if [*map(len, given)] != [*map(len, texts)]:
+    raise ValueError('of_texts: given= needs a text, maybe an empty one, for each candidate of each prompt')
   rows = sample._encode(role.text, prompts, None, role.model.start_id)[0]
-  wanted = _candidates(role, prompts, rows, texts)
+  wanted, skips = _candidates(role, prompts, rows, texts, given)
   if not any(wanted):
     return [[] for _ in prompts]
   settings = loop.Settings(1)
@@ -43,33 +47,39 @@ def of_texts(role: Role, params, prompts: Sequence[str], texts: Sequence[Sequenc
   shared, rest = sample._share(static, params, [rows[i] for i, some in enumerate(wanted) if some])
   rest = dict(zip([i for i, some in enumerate(wanted) if some], rest))
   sizes = _sizes(rest, wanted, batch, mesh)
-  pending = [(chosen, *_ask(static, params, shared, [rest[i] for i in chosen], [wanted[i] for i in chosen], sizes, place, role.text.pad_id))
+  of = lambda values, chosen: [values[i] for i in chosen]
+  pending = [(chosen, *_ask(static, params, shared, of(rest, chosen), of(wanted, chosen), of(skips, chosen), sizes, place, role.text.pad_id))
              for chosen in _chunks(rest, wanted, sizes)]
   out: list[list[tuple[float, int]]] = [[] for _ in prompts]
   for chosen, begins, goes_on in pending:
-    begins_MK = np.asarray(hosts.to_host(begins), np.float64)
+    begins_MK = np.array(hosts.to_host(begins), np.float64)
+    for m, i in enumerate(chosen):
+      begins_MK[m, [k for k, skip in enumerate(skips[i]) if skip]] = 0.0
     for where, sums in goes_on:
       np.add.at(begins_MK, tuple(np.asarray(where).T), np.asarray(hosts.to_host(sums), np.float64)[:len(where)])
     for m, i in enumerate(chosen):
-      out[i] = [(float(begins_MK[m, k]), len(ids)) for k, ids in enumerate(wanted[i])]
+      out[i] = [(float(begins_MK[m, k]), len(ids) - skips[i][k]) for k, ids in enumerate(wanted[i])]
   return out
 
 
-def _candidates(role: Role, prompts, rows, texts) -> list[list[list[int]]]:
-  """The ids of every candidate, checked."""
+def _candidates(role: Role, prompts, rows, texts, given) -> tuple[list[list[list[int]]], list[list[int]]]:
+  """(the ids of what is given and every candidate, checked; how many of these are given)."""
+  before = iter(role.text.encode_many([text for several in given for text in several]))
   ids = iter(role.text.encode_many([text for several in texts for text in several]))
   wanted = [[next(ids) for _ in several] for several in texts]
+  asked = [[next(before) for _ in several] for several in texts]
   most = (role.model.config or {}).get('max_length')
   for i, several in enumerate(wanted):
-    for text, candidate in zip(texts[i], several):
+    for k, (text, candidate) in enumerate(zip(texts[i], several)):
       if not candidate:
         raise ValueError(f'of_texts: the candidate {text!r} of prompt {i} ({prompts[i][-40:]!r}) has no tokens, so it has no likelihood: leave '
                          'it out or write it out')
+      candidate = several[k] = asked[i][k] + candidate
       held = len(candidate) if role.model.start_id is not None else len(rows[i]) + len(candidate) - 1
       if most is not None and held > most:
         raise ValueError(f'of_texts: prompt {i} has {len(rows[i])} tokens and its candidate {text!r} {len(candidate)}; the model reads '
                          f'{most}: take fewer or shorter demonstrations')
-  return wanted
+  return wanted, [[len(ids) for ids in several] for several in asked]
 
 
 class Sizes(NamedTuple):
@@ -84,6 +94,11 @@ class Sizes(NamedTuple):
 
 def _power(count: int) -> int:
   return 1 << (max(count, 1) - 1).bit_length()
+
+
+def _rounded(count: int) -> int:
+  """Tokens that rows are compiled for: powers of two, from 16 on multiples of 8."""
+  return _power(count) if count <= 16 else -(-count // 8) * 8
 
 
 def _sizes(rest, wanted, batch: int, mesh: Mesh | None) -> Sizes:
@@ -108,7 +123,7 @@ def _chunks(rest, wanted, sizes: Sizes):
   yield chunk
 
 
-def _ask(static, params, shared, rows, wanted, sizes: Sizes, place, pad_id: int):
+def _ask(static, params, shared, rows, wanted, skips, sizes: Sizes, place, pad_id: int):
   """(log p of the first token of each candidate [M, K], [(places (m, k), log p of the other tokens [R]), ...])."""
   M, width = sizes.prompts, batching.fit(max(max(map(len, rows)) - 1, 1), sizes.widths)
   before, lengths, last = np.full((M, width), pad_id, np.int32), np.zeros(M, np.int32), np.full(M, pad_id, np.int32)
@@ -123,13 +138,13 @@ def _ask(static, params, shared, rows, wanted, sizes: Sizes, place, pad_id: int)
   goes_on, C = [], sizes.together
   for at in range(0, max(map(len, rest)), C):
     held = [(m, c, k) for m, ks in enumerate(rest) for c, k in enumerate(ks[at:at + C])]
-    T = _power(max(len(wanted[m][k]) - 1 for m, _, k in held))
-    given, counts = np.full((M, C, T + 1), pad_id, np.int32), np.zeros((M, C), np.int32)
+    T = _rounded(max(len(wanted[m][k]) - 1 for m, _, k in held))
+    given, counts, before_them = np.full((M, C, T + 1), pad_id, np.int32), np.zeros((M, C), np.int32), np.zeros((M, C), np.int32)
     for m, c, k in held:
       counts[m, c] = len(wanted[m][k]) - 1
-      given[m, c, :counts[m, c] + 1] = wanted[m][k]
-    rows_R, counts_R = place(given.reshape(M * C, T + 1), counts.reshape(M * C))
-    sums = _go_on(*static, sizes.apart, C, params, cache, np.int32(shared.length), lengths, rows_R, counts_R)
+      given[m, c, :counts[m, c] + 1], before_them[m, c] = wanted[m][k], skips[m][k]
+    rows_R, counts_R, skips_R = place(given.reshape(M * C, T + 1), counts.reshape(M * C), before_them.reshape(M * C))
+    sums = _go_on(*static, sizes.apart, C, params, cache, np.int32(shared.length), lengths, rows_R, counts_R, skips_R)
     # those that are asked for, in the order of `held`
     goes_on.append(([(m, k) for m, _, k in held], sums[np.asarray([m * C + c for m, c, _ in held])]))
   return begins, goes_on
@@ -153,8 +168,10 @@ def _begin(model, settings, mesh, params, shared, offset, before_MW: Array, leng
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
-def _go_on(model, settings, mesh, apart: bool, C: int, params, cache: Any, offset, lengths_M: Array, rows_RT: Array, counts_R: Array) -> Array:
-  """float32 [R]: log p of tokens 1, 2, ... of each row, of which counts[r] are asked for. Row r has prompt r // C."""
+def _go_on(model, settings, mesh, apart: bool, C: int, params, cache: Any, offset, lengths_M: Array, rows_RT: Array, counts_R: Array,
+           skips_R: Array) -> Array:
+  """float32 [R]: log p of tokens 1, 2, ... of each row, of which counts[r] are there and those from skips[r] on are asked for. Row r has
+  prompt r // C."""
   R, T = rows_RT.shape[0], rows_RT.shape[1] - 1
   real_RT = jnp.arange(T)[None] < counts_R[:, None]
   axes = loop.axes_of(model, settings)
@@ -167,4 +184,5 @@ def _go_on(model, settings, mesh, apart: bool, C: int, params, cache: Any, offse
   first_R = jnp.repeat(offset + lengths_M + 1 if model.start_id is None else jnp.ones_like(lengths_M), C)
   step = dict(tokens=rows_RT[:, :-1], segments=real_RT.astype(jnp.int32), positions=jnp.where(real_RT, first_R[:, None] + jnp.arange(T)[None], 0))
   out = model.apply(params, step, cache=cache)
-  return -jnp.sum(tokens.per_token(tokens.cross_entropy, real_RT.astype(jnp.float32), out, rows_RT[:, 1:]), axis=1)
+  asked_RT = real_RT & (1 + jnp.arange(T)[None] >= skips_R[:, None])
+  return -jnp.sum(tokens.per_token(tokens.cross_entropy, asked_RT.astype(jnp.float32), out, rows_RT[:, 1:]), axis=1)

@@ -10,7 +10,7 @@ from distill_jax.core.types import Method, Role, State
 from distill_jax.data import cache, codec, feed, rows as rows_lib, shards
 from distill_jax.decode import sample
 from distill_jax.methods import METHODS
-from distill_jax.stages import effort, records
+from distill_jax.stages import contrasts, effort, pools, records
 from distill_jax.stages.label import fingerprints, make_method
 from distill_jax.stages.roles import layout, load_roles, parameters, save_role
 from distill_jax.train import checkpoint, clock, loop, optim as optim_lib, step as step_lib
@@ -19,11 +19,12 @@ VALIDATION = dict(every=200, metric='accuracy', split='dev', count=64, patience=
 
 
 def train(out, inputs, *, seed, how, log, roles, method, steps, batch, optim, length=256, source_length=None, task=None, split='train', count=None,
-          target='written', loss_on_prompt=False, overlong='drop', pack=True, validate=None, title=None) -> dict[str, Any]:
+          target='written', loss_on_prompt=False, overlong='drop', pack=True, group=None, pool='train', validate=None, title=None) -> dict[str, Any]:
   """Trains every role that has an entry in `optim` for `steps` steps of `batch` rows of `length` tokens.
 
   source_length: tokens of a row that an encoder reads, for models that have one (default: length).
   Data: the label or text shards of the inputs, else what people wrote in `split` of the task (its first `count` examples).
+  Or what a rank stage found: rows of `group` queries with what is best and worst for each in the `pool` of the task (see stages/contrasts.py).
   target: see records.pair.  optim: keywords of train.optim.optimizer by role; a flat dict means the role 'student'.
   validate: dict(every=..., metric='accuracy' (the task's grade of greedy texts) or 'loss' (held-out cross-entropy), split='dev', count=64,
     patience=None, max_new_tokens=160): keeps the best, stops early.
@@ -35,14 +36,15 @@ def train(out, inputs, *, seed, how, log, roles, method, steps, batch, optim, le
   task = records.make_task(task) if task is not None else None
   mesh, microbatches, rules = mesh_lib.make_mesh(how.get('mesh')), how.get('microbatches', 1), layout(how)
   loaded, rows, facts_of_data = _read(inputs, roles, mesh, how, method=method, seed=seed, task=task, split=split, count=count, target=target, optim=optim,
-                                      loss_on_prompt=loss_on_prompt, overlong=overlong, length=length, source_length=source_length, pack=pack)
+                                      loss_on_prompt=loss_on_prompt, overlong=overlong, length=length, source_length=source_length, pack=pack, group=group, pool=pool)
+  members = group or 1
   params = {name: role.params for name, role in loaded.items()}
   loaded = {name: role._replace(params=None) for name, role in loaded.items()}
   made, optimizers, run, state, frozen = make_run(
-      loaded, params, method=method, optim=optim, steps=steps, batch=batch, microbatches=microbatches, mesh=mesh, rules=rules, task=task)
+      loaded, params, method=method, optim=optim, steps=steps, batch=batch, microbatches=microbatches, mesh=mesh, rules=rules, task=task, members=members)
   sizes = {name: parameters(loaded[name]._replace(params=params[name])) for name in optimizers}
   learn = sum(tree.count(tree.split(params[name], loaded[name].model.trainable)[0]) for name in optimizers)
-  per_step = batch / len(rows)
+  per_step = batch * members / len(rows)
   work = effort.effort(loaded, params, tuple(optimizers), tokens=rows.tokens * per_step, targets=rows.targets * per_step, length=rows.tokens / facts_of_data['examples'],
                        labelled=facts_of_data['labelled'], devices=list(mesh.devices.flat))
   del params
@@ -50,8 +52,9 @@ def train(out, inputs, *, seed, how, log, roles, method, steps, batch, optim, le
   state, start, facts = _resume(saved, state, steps, log)
   skips = loop.Skips(how.get('skips', 10), step_lib.find_rows(made, loaded, optimizers, mesh=mesh, rules=rules))
   validation = _validation(validate, out, loaded, mesh, task=task, seed=seed, length=length, source_length=source_length, log=log)
-  open_feed = lambda first: feed.Feed(rows, batch=batch, seed=seed, start=first, stop=steps, mesh=mesh)
-  log.say(f'{title}: {len(rows):,} rows of {length} ({100 * rows.tokens / (len(rows) * length):.0f} % full), '
+  open_feed = lambda first: feed.Feed(rows, batch=batch, seed=seed, start=first, stop=steps, mesh=mesh, members=members)
+  full = f'rows of {length} ({100 * rows.tokens / (len(rows) * length):.0f} % full)' if members == 1 else f'queries, {members} in a row'
+  log.say(f'{title}: {len(rows):,} {full}, '
           f'{sum(sizes.values()):,} parameters{"" if learn == sum(sizes.values()) else f" ({learn:,} learn)"}, {steps - start:,} steps to do')
   try:
     ran = loop.fit(run, state, frozen, open_feed, method=made, key=jax.random.key(seed), start=start, steps=steps, facts=facts, log=log,
@@ -78,10 +81,10 @@ class Run(NamedTuple):
   frozen: Mapping[str, Any]
 
 
-def make_run(roles: Mapping[str, Role], params, *, method, optim, steps, batch, microbatches, mesh, rules, task=None) -> Run:
+def make_run(roles: Mapping[str, Role], params, *, method, optim, steps, batch, microbatches, mesh, rules, task=None, members=1) -> Run:
   """The step of a train stage and the state before it. params: by role, on the mesh; of shapes that lie there, the Run is of shapes too."""
   made = make_method(method, roles, task=task, text=roles[next(iter(optim))].text)
-  feed.check_batch(batch, mesh, microbatches)
+  feed.check_batch(batch, mesh, microbatches, members)
   for name in optim:
     if not roles[name].model.trainable:
       raise ValueError(f"train: nothing of role {name!r} can learn: params_dtype='int8' is for frozen roles. Take 'float32' for it")
@@ -129,11 +132,19 @@ class Decoded(Mapping):
     return len(list(iter(self)))
 
 
-def _read(inputs, roles, mesh, how, *, method, seed, task, split, count, target, optim, loss_on_prompt, overlong, length, source_length, pack):
+def _read(inputs, roles, mesh, how, *, method, seed, task, split, count, target, optim, loss_on_prompt, overlong, length, source_length, pack, group,
+          pool):
   """(roles, rows, facts): the data of this stage as rows, and the roles, whose tokenizer may be trained on it."""
   data = records.data_inputs(inputs)
   opened = {name: shards.open_shards(path) for name, path in data.items()}
   kinds = {name: o.manifest['kind'] for name, o in opened.items()}
+  if (pools.KIND in kinds.values()) != (group is not None):
+    raise ValueError(f"train: group= goes with what a rank stage found, and of= names {kinds or 'nothing'}" if group is not None else
+                     'train: what a rank stage found is learnt in rows of several queries: say how many, group=')
+  if group is not None:
+    loaded = load_roles(roles, mesh, how, seed=seed)
+    rows = contrasts.read(inputs, loaded[next(iter(optim))].text, task, split=split, pool=pool, group=group, length=length, context_length=source_length or length)
+    return loaded, rows, dict(examples=len(rows), dropped=0, cut=0, labelled=True)
   if 'labels' in kinds.values():
     if len(opened) > 1:
       raise ValueError(f'train: reads one label stage, or texts; of= names {kinds}')

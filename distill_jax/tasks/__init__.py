@@ -3,11 +3,13 @@ from distill_jax.tasks import bbh as _bbh, commonsense_qa as _commonsense_qa, sv
 from distill_jax.tasks.aqua import aqua
 from distill_jax.tasks.bbh import bbh
 from distill_jax.tasks.coin_flip import coin_flip
+from distill_jax.tasks.commands import commands
 from distill_jax.tasks.commonsense_qa import commonsense_qa
 from distill_jax.tasks.gsm8k import gsm8k
 from distill_jax.tasks.gsm8k_cot import gsm8k_cot
 from distill_jax.tasks.last_letter import last_letter
 from distill_jax.tasks.mawps import mawps
+from distill_jax.tasks.parsing import break_qdmr, smcalflow
 from distill_jax.tasks.program_texts import program_texts
 from distill_jax.tasks.programs import programs
 from distill_jax.tasks.shuffled_objects import shuffled_objects
@@ -17,5 +19,6 @@ from distill_jax.tasks.svamp import svamp
 
 TASKS = dict(gsm8k=gsm8k, gsm8k_cot=gsm8k_cot, svamp=svamp, mawps=mawps, aqua=aqua, commonsense_qa=commonsense_qa, strategyqa=strategyqa,
              last_letter=last_letter, coin_flip=coin_flip, shuffled_objects=shuffled_objects, bbh=bbh, socratic=socratic,
-             program_texts=program_texts, programs=programs)
+             program_texts=program_texts, programs=programs,
+             commands=commands, break_qdmr=break_qdmr, smcalflow=smcalflow)
 RECORDED = dict(svamp=_svamp.recorded, commonsense_qa=_commonsense_qa.recorded, bbh=_bbh.recorded)

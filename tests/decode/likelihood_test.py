@@ -114,3 +114,21 @@ def test_bad_input():
   encoder = MODELS['encoder'](**SHAPE, max_length=64, lm_head=True)
   with pytest.raises(ValueError, match='encoder: it writes no text'):
     likelihood.of_texts(Role(encoder, text_lib.train_bpe(['a'], size=258)), {}, ['a'], [['b']])
+
+
+@pytest.mark.parametrize('name', ['llama', 'gpt2', 't5'])
+def test_what_is_given_is_read_and_not_counted(name):
+  """p(b | prompt, a) = p(a b | prompt) / p(a | prompt), also where some candidates have nothing given."""
+  role, params = made(name)
+  prompts, given = ['x\n', 'a longer prompt'], [['ask', '', 'what then'], ['q']]
+  texts = [['yes', 'no', 'it is so'], ['!']]
+  both = [[a + b for a, b in zip(*pair)] for pair in zip(given, texts)]
+  found = likelihood.of_texts(role, params, prompts, texts, given=given, batch=16)
+  whole = likelihood.of_texts(role, params, prompts, both, batch=16)
+  for i, several in enumerate(given):
+    for k, before in enumerate(several):
+      alone = likelihood.of_texts(role, params, [prompts[i]], [[before]])[0][0] if before else (0.0, 0)
+      assert found[i][k][1] == len(texts[i][k])
+      assert found[i][k][0] == pytest.approx(whole[i][k][0] - alone[0], abs=1e-3)
+  with pytest.raises(ValueError, match='given= needs a text'):
+    likelihood.of_texts(role, params, prompts, texts, given=given[:1])
