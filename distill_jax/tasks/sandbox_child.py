@@ -9,7 +9,6 @@ import errno
 import math
 import os
 import resource
-import signal
 import sys
 import traceback
 import types
@@ -23,7 +22,8 @@ TESTED = ('builtins', 'math', 'cmath', 'operator', 'itertools', 'functools', 'co
 FORBIDDEN = {errno.EPERM, errno.EACCES, errno.EROFS, errno.ENOSYS, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 CHANNEL = 3                              # where the verdict is written; the program's descriptors are 0, 1, 2
 DEEPEST, LONGEST = 40, 1 << 18           # of a value that is handed back: levels, characters
-CLONE_NEWUSER = 0x10000000
+CLONE_NEWNS, CLONE_NEWIPC, CLONE_NEWUSER, CLONE_NEWNET = 0x20000, 0x08000000, 0x10000000, 0x40000000
+MS_NOSUID, MS_NODEV = 2, 4
 PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, SECCOMP_MODE_FILTER = 4, 22, 24, 38, 2
 LIBC = ctypes.CDLL(None, use_errno=True)
 format_error, clear_trace, clear_profile, set_limit, import_name = (
@@ -55,8 +55,16 @@ def limit(limits):
 
 
 def confine(limits, filter_code):
-  """A user namespace of its own, in which the program has no right, is counted alone (RLIMIT_NPROC) and can reach nobody; then the filter."""
+  """A fresh /tmp, namespaces of its own, no rights, resource limits, the filter.
+
+  In the user namespace, which maps nobody, the program's processes are counted alone: RLIMIT_NPROC binds, since nobody's user id outside
+  is not root's, and siblings do not count.
+  """
+  os.setsid()      # or a signal to its process group would reach the server
   if filter_code:
+    call('unshare', CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWNET)
+    call('mount', b'none', b'/tmp', b'tmpfs', MS_NOSUID | MS_NODEV, f'size={limits["disk"]},nr_inodes=4096,mode=700'.encode())
+    os.chdir('/tmp')
     call('unshare', CLONE_NEWUSER)
   limit(limits)
   call('prctl', PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
@@ -104,7 +112,7 @@ def verdict_of(error, testing):
     line = ([''] + ''.join(format_error(type(error), error)).split('\n'))[-2].strip()
   except BaseException as worse:      # its own __str__ may do anything
     line = f'{type(error).__name__} ({type(worse).__name__} while it was printed)'
-  if isinstance(error, MemoryError):
+  if isinstance(error, MemoryError) or isinstance(error, OSError) and error.errno == errno.ENOMEM:
     return 'memory', line
   if isinstance(error, AssertionError) and testing:
     return 'wrong', line
@@ -122,16 +130,17 @@ def known():
   return [(name, sys.modules[name], dict(vars(sys.modules[name]))) for name in TESTED if name in sys.modules]
 
 
-def restore(state):
-  """Takes back what the program patched in builtins and in the modules that tests use; ends tracing."""
+def restore(state, test):
+  """Takes back what the program patched in builtins and in the modules that the test names; ends tracing."""
   clear_trace(None)
   clear_profile(None)
   for name, module, names in state:
-    sys_modules[name] = module
-    held = vars(module)
-    for gone in [key for key in held if key not in names]:
-      del held[gone]
-    held.update(names)
+    if name in test or name == 'builtins':      # others stay untouched: each page that is read is copied
+      sys_modules[name] = module
+      held = vars(module)
+      for gone in [key for key in held if key not in names]:
+        del held[gone]
+      held.update(names)
 
 
 sys_modules = sys.modules
@@ -153,7 +162,7 @@ def perform(request, run=exec, build=compile):
       if test or end.code not in (None, 0):
         raise
     if test:
-      restore(KNOWN)
+      restore(KNOWN, test)
       testing = True
       run(checks, names)
     if read is None:
@@ -166,36 +175,37 @@ def perform(request, run=exec, build=compile):
     return (*verdict_of(error, testing), 'null', '')
 
 
-def child(request, token, filter_code, *, output, errors, channel):
-  """The program's process: descriptors, confinement, the run, the verdict. Never returns.
+def tell(token, verdict, detail='', value='null', kind=''):
+  """Writes the message that the server believes, since it opens with the token."""
+  data = f'{token}{{"verdict":{quoted(verdict)},"detail":{quoted(detail[-300:])},"value":{value},"kind":{quoted(kind)}}}'.encode()
+  while data:
+    data = data[write(CHANNEL, data):]
 
-  `token` opens the message; whoever writes to the channel without it is found out.
-  """
+
+def child(request, token, filter_code, *, output, errors, channel):
+  """The program's process: descriptors, confinement, the run, the verdict. Never returns."""
   try:
     for source, target in ((output, 101), (errors, 102), (channel, 103)):
       dup2(source, target)
     for source, target in ((101, 1), (102, 2), (103, CHANNEL)):
       dup2(source, target)
     closerange(CHANNEL + 1, 1 << 16)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    confine(request['limits'], filter_code)
     flush, me = sys.stdout.flush, getpid()
-    verdict, detail, value, kind = perform(request)
+    try:
+      confine(request['limits'], filter_code)
+    except BaseException as error:      # nothing is run then
+      tell(token, 'broken', f'{type(error).__name__}: {error}')
+      leave(0)
+    said = perform(request)
+    if getpid() != me:      # a fork of the program that came back here
+      leave(0)
     try:
       flush()
       if sys.stdout is not None:
         sys.stdout.flush()
     except BaseException:      # it closed or replaced it
       pass
-    if getpid() != me:      # a fork of the program that came back here
-      leave(0)
-    write_all(f'{token}{{"verdict":{quoted(verdict)},"detail":{quoted(detail[-300:])},"value":{value},"kind":{quoted(kind)}}}'.encode())
+    tell(token, *said)
     leave(0)
-  except BaseException as error:
-    write(2, f'\nsandbox: {type(error).__name__}: {error}\n'.encode())
+  finally:
     leave(97)
-
-
-def write_all(data):
-  while data:
-    data = data[write(CHANNEL, data):]

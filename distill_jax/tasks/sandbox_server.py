@@ -2,17 +2,17 @@
 
 It reads JSON lines: first {"filter": base64 of a seccomp filter, or ""}, then requests {source, read, test, limits}; each is answered by one line.
 For each program:
-  server -- fork --> init (pid 1 of a pid namespace, own mounts, ipc, net; fresh /tmp) -- fork --> program (own user namespace, no rights)
-Init holds nothing but a pipe on which it says how the program ended; when it ends or is killed, the kernel kills all that the program left.
-The server keeps the clock, watches memory, and is a parent of none but init. Without a filter (the weak mode) there are no namespaces.
+  server -- clone --> pid 1 of a new pid namespace, which only waits: killing it kills all that a program left behind
+         -- fork --> the program, pid 2: makes itself a fresh /tmp, its own mount, ipc, network and user namespaces, gives up its rights
+The server keeps the clock, watches memory, reads the pipes and reaps. Without a filter (the weak mode) there are no namespaces.
 """
 import base64
+import ctypes
 import gc
 import json
 import os
 import select
 import signal
-import struct
 import sys
 import time
 
@@ -21,14 +21,16 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import bisect, cmath, collections, copy, datetime, decimal, fractions, functools, hashlib, heapq, inspect, io, itertools, math, operator  # noqa: E401,E402,F401
 import random, re, site, statistics, string, textwrap, threading, typing  # noqa: E401,E402,F401
 import sandbox_child  # noqa: E402
-from sandbox_child import call  # noqa: E402
+from sandbox_child import LIBC, call  # noqa: E402
 
 del sys.path[0], sys.modules['sandbox_child']
 
-CLONE_NEWNS, CLONE_NEWIPC, CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x20000, 0x08000000, 0x10000000, 0x20000000, 0x40000000
+CLONE_VM, CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWPID = 0x100, 0x20000, 0x10000000, 0x20000000
 MS_NOSUID, MS_NODEV, MS_RDONLY = 2, 4, 1
 NOBODY = 65534
 WATCH = 0.05                     # seconds between two looks at memory
+STACK = ctypes.create_string_buffer(1 << 16)
+STACK_TOP = ctypes.c_void_p((ctypes.addressof(STACK) + len(STACK)) & ~63)
 PAGE = os.sysconf('SC_PAGE_SIZE')
 OURS = set()                     # processes of the jail that are no program's, as /proc names them
 KEEP_ERRORS, KEEP_SAID = 4096, 1 << 20
@@ -57,30 +59,35 @@ def enter():
   return proc, own
 
 
-def init(request, token, filter_code, *, end, **pipes):
-  """Pid 1 around the program: makes its room, starts it, reaps, says how it ended. Never returns."""
+def first():
+  """Starts pid 1 of a new pid namespace: a process that only waits, in our memory (clone with CLONE_VM: nothing is copied). -> its pid
+
+  When it is killed, the kernel kills all in the namespace. It ignores SIGCHLD, so orphans that fall to it leave no zombies.
+  """
+  signal.signal(signal.SIGCHLD, signal.SIG_IGN)
   try:
-    if filter_code:
-      call('unshare', CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWNET)
-      call('mount', b'none', b'/tmp', b'tmpfs', MS_NOSUID | MS_NODEV, f'size={request["limits"]["disk"]},nr_inodes=4096,mode=700'.encode())
-      os.chdir('/tmp')
-    else:
-      os.setpgid(0, 0)
-    program = os.fork()
-    if not program:
-      sandbox_child.child(request, token, filter_code, **pipes)
-    for pipe in pipes.values():
-      os.close(pipe)
-    while True:
-      pid, status, used = os.wait4(-1, 0)
-      if pid == program:
-        os.write(end, struct.pack('id', status, used.ru_utime + used.ru_stime))
-        os._exit(0)
-  except BaseException as error:
-    try:
-      os.write(end, f'{type(error).__name__}: {error}'.encode()[:200])
-    finally:
-      os._exit(98)
+    pid = LIBC.clone(ctypes.cast(LIBC.pause, ctypes.c_void_p), STACK_TOP, CLONE_VM | CLONE_NEWPID | signal.SIGCHLD, None)
+  finally:
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+  if pid < 0:
+    raise OSError(ctypes.get_errno(), 'clone')
+  return pid
+
+
+def start(request, token, filter_code, own, pipes):
+  """Starts the program in a namespace. -> (pid of the process whose end ends all, pid of the program)"""
+  init = None
+  if filter_code:
+    init = first()
+    handle = os.pidfd_open(init)
+    call('setns', handle, CLONE_NEWPID)
+    os.close(handle)
+  pid = os.fork()
+  if not pid:
+    sandbox_child.child(request, token, filter_code, **pipes)
+  if filter_code:
+    call('setns', own, CLONE_NEWPID)
+  return init, pid
 
 
 def resident(proc):
@@ -105,108 +112,112 @@ def resident(proc):
 class Watch:
   """Reads what a program writes until it has ended, and ends it when its time or memory is up."""
 
-  def __init__(self, pid, limits, proc, ends, requests, weak):
-    self.pid, self.limits, self.proc, self.ends, self.weak = pid, limits, proc, ends, weak
+  def __init__(self, init, pid, limits, ends, requests):
+    self.init, self.pid, self.limits, self.ends, self.requests = init, pid, limits, ends, requests
     self.kept = {name: b'' for name in ends}
     self.ended = ''
-    self.poll = select.poll()
+    self.poll, self.handle = select.poll(), os.pidfd_open(pid)
     self.names = {number: name for name, number in ends.items()}
     for number in ends.values():
       os.set_blocking(number, False)
       self.poll.register(number, select.POLLIN)
-    self.poll.register(requests, 0)      # only: the other side has gone
-    self.requests = requests
+    self.poll.register(self.handle, select.POLLIN)      # the program has ended
+    self.poll.register(requests, 0)                     # only: the other side has gone
 
-  def read(self, name):
-    """Takes what stands in a pipe. -> False at its end"""
-    while True:
-      try:
-        data = os.read(self.ends[name], 1 << 16)
-      except BlockingIOError:
-        return True
-      if not data:
-        return False
-      most = self.limits['output'] if name == 'output' else KEEP_SAID
-      self.kept[name] = (self.kept[name] + data)[-KEEP_ERRORS:] if name == 'errors' else (self.kept[name] + data)[:most]
-      if len(data) < 1 << 16:
-        return True
+  def read(self, number):
+    """Takes what stands in a pipe, at most 64 KiB at a time. -> False when there is nothing"""
+    name = self.names[number]
+    try:
+      data = os.read(number, 1 << 16)
+    except BlockingIOError:
+      return False
+    if not data:
+      self.poll.unregister(number)
+      del self.names[number]
+      return False
+    if name == 'errors':
+      self.kept[name] = (self.kept[name] + data)[-KEEP_ERRORS:]
+    else:
+      room = (self.limits['output'] if name == 'output' else KEEP_SAID) - len(self.kept[name])
+      self.kept[name] += data[:room] if room > 0 else b''
+    return True
 
-  def kill(self, why):
+  def kill(self, why=''):
     self.ended = self.ended or why
     try:
-      (os.killpg if self.weak else os.kill)(self.pid, signal.SIGKILL)
-    except ProcessLookupError:
+      if self.init:
+        os.kill(self.init, signal.SIGKILL)
+      else:
+        os.killpg(self.pid, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):      # a group of nothing but the ended program
       pass
 
-  def run(self):
-    start = time.monotonic()
-    stop, look = start + self.limits['seconds'], start + WATCH
-    while 'end' in self.names.values():
+  def run(self, proc):
+    """Waits for the end. -> (wait status, processor seconds, seconds)"""
+    begun = time.monotonic()
+    stop, look, alive = begun + self.limits['seconds'], begun + WATCH, True
+    while alive:
       now = time.monotonic()
       if now >= stop and not self.ended:
         self.kill('timeout')
-      if now >= look and not self.ended and self.proc is not None:
+      if now >= look and not self.ended:
         look = now + WATCH
-        if resident(self.proc) > self.limits['memory']:
+        if proc is not None and resident(proc) > self.limits['memory']:
           self.kill('memory')
-      for number, event in self.poll.poll(max(1, 1000 * (min(stop, look) - now)) if not self.ended else 1000):
+      for number, _ in self.poll.poll(1000 if self.ended else max(1, 1000 * (min(stop, look) - now))):
         if number == self.requests:
-          self.kill('gone')
+          self.kill()
           os._exit(0)
-        if not self.read(self.names[number]):
-          self.poll.unregister(number)
-          del self.names[number]
-    if self.weak:
-      self.kill('')
-    os.waitpid(self.pid, 0)      # after this nothing of the program is left
-    for name in self.names.values():
-      self.read(name)
-    return time.monotonic() - start
+        if number == self.handle:
+          alive = False
+        else:
+          self.read(number)
+    seconds = time.monotonic() - begun
+    self.kill()
+    _, status, used = os.wait4(self.pid, 0)
+    if self.init:
+      os.waitpid(self.init, 0)      # returns when nothing is left in the namespace
+    for number in list(self.names):
+      while self.read(number):
+        pass
+    os.close(self.handle)
+    return status, used.ru_utime + used.ru_stime, seconds
 
 
 def judge(request, filter_code, proc, own, requests):
   """Runs one request. -> the answer"""
   token = os.urandom(16).hex()
-  pairs = {name: os.pipe() for name in ('output', 'errors', 'channel', 'end')}
-  if filter_code:
-    call('unshare', CLONE_NEWPID)
-  pid = os.fork()
-  if not pid:
-    init(request, token, filter_code, **{name: pair[1] for name, pair in pairs.items()})
-  if filter_code:
-    call('setns', own, CLONE_NEWPID)
+  pairs = {name: os.pipe() for name in ('output', 'errors', 'channel')}
+  init, pid = start(request, token, filter_code, own, {name: pair[1] for name, pair in pairs.items()})
   for pair in pairs.values():
     os.close(pair[1])
-  watch = Watch(pid, request['limits'], proc, {name: pair[0] for name, pair in pairs.items()}, requests, not filter_code)
-  seconds = watch.run()
+  watch = Watch(init, pid, request['limits'], {name: pair[0] for name, pair in pairs.items()}, requests)
+  status, used, seconds = watch.run(proc)
   for pair in pairs.values():
     os.close(pair[0])
-  return verdict(request, token.encode(), watch) | dict(seconds=seconds, output=watch.kept['output'].decode(errors='replace'))
+  return verdict(request['limits'], token.encode(), watch, status, used) | dict(seconds=seconds, output=watch.kept['output'].decode(errors='replace'))
 
 
-def verdict(request, token, watch):
+def verdict(limits, token, watch, status, used):
   """What the pipes and the end of the program say."""
-  said, end = watch.kept['channel'], watch.kept['end']
+  said = watch.kept['channel']
   lines = watch.kept['errors'].decode(errors='replace').strip().splitlines()
   last = lines[-1][-300:] if lines else ''
-  status, used = struct.unpack('id', end) if len(end) == struct.calcsize('id') else (None, 0.0)
   if watch.ended:
-    limit = f'{request["limits"]["seconds"]} s of time' if watch.ended == 'timeout' else f'{request["limits"]["memory"] >> 20} MiB of memory'
+    limit = f'{limits["seconds"]} s of time' if watch.ended == 'timeout' else f'{limits["memory"] >> 20} MiB of memory'
     return dict(verdict=watch.ended, detail=f'ended after {limit}')
-  if status is None:
-    return dict(verdict='broken', detail=end.decode(errors='replace') or 'init ended early')
-  if said and not said.startswith(token):
-    return dict(verdict='forbidden', detail='wrote to the descriptor of the verdict')
   if said and status == 0:
     try:
-      return json.loads(said[len(token):])
+      if said.startswith(token):
+        return json.loads(said[len(token):])
     except ValueError:
-      return dict(verdict='forbidden', detail='wrote to the descriptor of the verdict')
+      pass
+    return dict(verdict='forbidden', detail='wrote to the descriptor of the verdict')
   number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
   if number == signal.SIGSYS:
     return dict(verdict='forbidden', detail='ended at a system call that is not allowed')
-  if number == signal.SIGXCPU or number == signal.SIGKILL and used >= request['limits']['cpu']:
-    return dict(verdict='timeout', detail=f'ended after {request["limits"]["cpu"]} s of processor time')
+  if number == signal.SIGXCPU or number == signal.SIGKILL and used >= limits['cpu']:
+    return dict(verdict='timeout', detail=f'ended after {limits["cpu"]} s of processor time')
   if 'MemoryError' in last:
     return dict(verdict='memory', detail=last)
   how = f'ended by signal {signal.Signals(number).name}' if number else f'ended itself with status {os.waitstatus_to_exitcode(status)}'
