@@ -4,6 +4,7 @@ import json
 import random
 from typing import Any
 
+from distill_jax.core import keys
 from distill_jax.data import shards
 from distill_jax.stages import records
 
@@ -13,24 +14,29 @@ SHOWN = 24      # rejected texts in the report
 
 
 def grade(out, inputs, *, seed, how, log, task, tasks=None, keep='right', samples=None, dedupe=True, cap=None, unfinished=False,
-          empty=False) -> dict[str, Any]:
+          empty=False, share=1.0) -> dict[str, Any]:
   """Marks every text of the inputs with the task's grade and keeps those that pass.
 
   tasks: dict(student=...): what is kept is handed on as that task's prompts and texts (Task.learn), so that few-shot prompts and hints stay with
   the teacher; without it as it was written.  keep: 'right'; or a control: 'all', or 'shuffled', the right ones dealt to wrong questions.
   samples: only the first so many texts that were written for a question are looked at.  dedupe: drop a text of which the same is learnt as of an
   earlier one of its question (white space aside).  cap: most kept texts of one question.  unfinished: keep texts that never ended, too.
+  share: read the texts of this share of the questions only, chosen by id: a smaller share lies within a larger one.
   empty: the inputs may hold no text, or none that is kept (a further round of a loop).
   Stops, saying why, when nothing is kept. rejected.jsonl holds every rejected text with its reason.
   """
   if keep not in KEEP:
     raise ValueError(f'keep={keep!r}: {" or ".join(map(repr, KEEP))}')
+  if not 0 < share <= 1:
+    raise ValueError(f'grade: share={share}: of the questions, above 0, at most 1')
   if set(tasks or {}) - {'student'}:
     raise ValueError(f"grade: tasks={sorted(tasks)}: only 'student', whose prompts and texts the kept ones become")
   task = records.make_task(task)
   rows = [row for path in records.data_inputs(inputs).values() for row in records.read(path) if samples is None or row['sample'] < samples]
+  rows = [row for row in rows if keys.content_id(row['id'])[0] < share * 2**32]
   if not rows and not empty:
-    raise ValueError(f'grade: no texts in {", ".join(map(str, inputs.values())) or "its inputs"}; name a generate stage in of=')
+    raise ValueError(f'grade: no texts in {", ".join(map(str, inputs.values())) or "its inputs"}{f", of a share of {share}" if share < 1 else ""}; '
+                     'name a generate stage in of=')
   student = records.make_task(tasks['student']) if tasks else None
   kept, rejected, reasons, agreed = [], [], collections.Counter(), collections.Counter()
   seen, taken = set(), collections.Counter()

@@ -10,6 +10,7 @@ import re
 from fractions import Fraction
 from typing import NamedTuple
 
+from distill_jax.core.types import Task
 from distill_jax.tasks.calculator import evaluate
 
 NUMBER = r'\d+(?:,\d{3})*(?:\.\d+)?'
@@ -111,3 +112,17 @@ def rewrite(text: str, *, marker: str = 'The answer is') -> str:
   if answer is None or last is None or _number(answer[0]) != last:
     return whole
   return whole[:answer.start()] + now[last] + whole[answer.end():]
+
+
+def measured(task: Task) -> Task:
+  """`task`, whose answers are numbers, with these calculators: `writer` where it has none of its own, and measures of a text beside the grade:
+
+  lenient: whether the last number of all is the answer.  complete: whether an answer was found at all (a chain that was cut has none).
+  rewritten: the grade after `rewrite`.  true_steps: whether all of its equations are true, of texts that have some.
+  """
+  def measures(example, text):
+    numbers = [_number(found) for found in ANSWER.findall(text)]
+    figures = dict(lenient=bool(numbers) and abs(numbers[-1] - _number(example['answer'])) <= 1e-6,
+                   complete=task.explain(example, text) not in ('empty', 'no answer'), rewritten=task.grade(example, rewrite(text)))
+    return {name: float(figure) for name, figure in figures.items()} | ({'true_steps': float(valid(text))} if equations(text) else {})
+  return task._replace(writer=task.writer or writer, measures=measures)

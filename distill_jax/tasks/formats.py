@@ -36,11 +36,13 @@ class Completion(NamedTuple):
 
   template: of {rationale} and {answer}.  marker: what stands before the answer; '': nothing does.  at: which marker counts, the 'first' or
   the 'last' one.  missing: which candidate of the whole text is the answer where there is no marker, 'first', 'last' or 'none'.
+  learn: which answer a student learns behind a text's rationale, the 'gold' one or the text's 'own'.
   """
   template: str
   marker: str = ''
   at: str = 'first'
   missing: str = 'last'
+  learn: str = 'gold'
 
 
 COMPLETIONS = dict(
@@ -50,7 +52,7 @@ COMPLETIONS = dict(
     ft_cot_natural=Completion(' {rationale}\n\nTherefore, the answer is\n\n{answer}', 'Therefore, the answer is'),
     fs_cot=Completion(' {rationale} The answer is {answer}.', 'The answer is'),
     zero_shot_cot=Completion(' {rationale}' + THEN + ' {answer}.', THEN, at='last', missing='first'),
-    answer_is=Completion(' {rationale} The answer is {answer}.', 'the answer is', at='last', missing='none'),      # Magister: no marker, no answer
+    answer_is=Completion(' {rationale} The answer is {answer}.', 'the answer is', at='last', missing='none', learn='own'),      # Magister: no marker, no answer
 )
 
 
@@ -192,7 +194,7 @@ def question_task(examples: Callable[[str], Iterable[dict]], reading: Reading, *
   prompt: a name of PROMPTS.  completion: a name of COMPLETIONS: how texts are written, and graded by `reading`.  written: the completion format
   of the texts that `learn` is given (default: the same).  shots: exemplars, for prompts that show some.  repeat: how many times `learn` gives
   each pair (a control).  narrator: (example, rng) -> (rationale, answer), an imperfect teacher.
-  What is learnt of a text is its rationale and the GOLD answer.
+  What is learnt of a text is its rationale and the GOLD answer; in a form that says learn='own', the text as it stands.
   """
   ask, form = named(PROMPTS, prompt, 'prompt'), named(COMPLETIONS, completion, 'completion')
   source = form if written is None else named(COMPLETIONS, written, 'written')
@@ -207,10 +209,14 @@ def question_task(examples: Callable[[str], Iterable[dict]], reading: Reading, *
     found = extract(text, form, reading)
     return 'no answer' if found is None else 'right' if reading.same(found, example['answer']) else 'wrong answer'
 
+  def learn(example, text):
+    own = form.learn == 'own' and source is form
+    return [(asked(example), text if own else write(form, rationale_of(text, source), example['answer']))] * repeat
+
   return Task(
       examples=examples, prompt=asked, explain=explain, writer=writer,
       answer=lambda example: write(form, example.get('rationale', ''), example['answer']),
       grade=lambda example, text: float(explain(example, text) == 'right'),
-      learn=lambda example, text: [(asked(example), write(form, rationale_of(text, source), example['answer']))] * repeat,
+      learn=learn,
       narrate=None if narrator is None else lambda example, rng: write(form, *narrator(example, rng)),
       group=lambda example: example.get('kind') or 'all')

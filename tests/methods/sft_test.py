@@ -81,3 +81,21 @@ def test_tiny_students_of_both_shapes_learn_a_batch_by_heart():
     value, grads = loss(params)
     params = jax.tree.map(lambda p, g: p - 1.0 * g, params, grads)
   assert float(value) < 0.8 * first
+
+
+@pytest.mark.parametrize('cross_entropies, expected', [
+    (([np.log(8)] * 2, [np.log(8)] * 4), np.log(8)), (([1.0, 1.0], [3.0] * 4), 14 / 6)])
+def test_a_batch_counts_its_tokens_not_its_texts(cross_entropies, expected):
+  """Two texts of 2 and 4 targets over 8 ids. The mean over texts of means over tokens would be 2.0 in the second case."""
+  logits = np.zeros((8, 8), np.float32)
+  for token, loss in enumerate(x for text in cross_entropies for x in text):
+    p = np.exp(-loss)      # of target 0; the rest is shared by the others
+    logits[token] = np.log((1 - p) / 7)
+    logits[token, 0] = np.log(p)
+  batch = dict(tokens=np.asarray([[0, 1, 7, 7], [2, 3, 4, 5]], np.int32), targets=np.zeros((2, 4), np.int32), row=np.zeros((2, 2), np.uint32),
+               segments=np.asarray([[1, 1, 0, 0], [1, 1, 1, 1]], np.int32), weights=np.asarray([[1, 1, 0, 0], [1, 1, 1, 1]], np.float32))
+  def apply(params, batch, **_):
+    return {'hidden': jnp.take(params, batch['tokens'], axis=0), 'head': Head(jnp.eye(8))}
+  method = METHODS['sft']({'student': Role(Model(None, apply, (), None))})
+  terms, _, _ = jax.jit(lambda logits: method.loss({'student': logits}, batch, None))(logits)
+  assert float(terms['cross_entropy'].value) == pytest.approx(expected, rel=1e-5) and float(terms['cross_entropy'].weight) == 6.0

@@ -158,3 +158,34 @@ def test_a_further_round_may_keep_nothing(small, call, texts):
     assert summary['kept'] == 0 and records.read(call.out(f'grade_{name}')) == []
   with pytest.raises(ValueError, match='no texts in'):
     call('grade', 'grade', ['nothing'], task=small.task)
+
+
+def test_a_share_of_the_questions(small, call, texts):
+  examples = [dict(e, id=f"{number:016x}") for number in range(400) for e in list(small.made.examples('train'))[:1]]
+  texts('generate', [(e, e['answer'], {}) for e in examples])
+  kept = {}
+  for share in (1.0, 0.2, 0.04):
+    call('grade', f'share {share}', ['generate'], task=small.task, share=share)
+    kept[share] = {row['id'] for row in records.read(call.out(f'share {share}'))}
+  assert kept[0.04] < kept[0.2] < kept[1.0] and len(kept[1.0]) == 400 and 50 <= len(kept[0.2]) <= 110 and 5 <= len(kept[0.04]) <= 30
+  with pytest.raises(ValueError, match='share=0.0: of the questions, above 0, at most 1'):
+    call('grade', 'none', ['generate'], task=small.task, share=0.0)
+  with pytest.raises(ValueError, match='no texts in .* of a share of 1e-06'):
+    call('grade', 'few', ['generate'], task=small.task, share=1e-6)
+
+
+def test_neither_exemplars_nor_the_hint_reach_the_student(call):
+  asked, student = (dict(task='stories', counts=dict(train=40), **more) for more in (dict(prompt='hint'), {}))
+  call('generate', 'written', task=asked, narrated=True, samples=1)
+  shown = records.read(call.out('written'))
+  assert all(f'The correct answer is {row["example"]["answer"]}.' in row['prompt'] and row['prompt'].count('Q: ') == 9 for row in shown)
+  summary = call('grade', 'kept', ['written'], task=student, tasks=dict(student=student))
+  kept = records.read(call.out('kept'))
+  assert 0 < len(kept) == summary['questions_kept'] < 40
+  by_id = {row['id']: row['completion'] for row in shown}
+  for row in kept:
+    assert row['prompt'] == row['example']['question'] and 'correct answer' not in row['prompt'] and row['completion'] == by_id[row['id']]
+  everything = call('grade', 'all', ['written'], task=student, tasks=dict(student=student), keep='all')
+  assert everything['kept'] == 40 and everything['measures_kept'] == everything['measures'] and summary['measures_kept']['complete'] == 1.0
+  written = {row['id']: row['completion'] for row in records.read(call.out('all'))}
+  assert written == by_id      # wrong answers stay wrong in the control
