@@ -14,6 +14,7 @@ import atexit
 import base64
 import collections
 import concurrent.futures
+import hashlib
 import json
 import os
 import queue
@@ -31,7 +32,7 @@ ISOLATIONS = dict(
     jail='bubblewrap jail; own user, process, mount, ipc and network namespaces, seccomp filter and resource limits for each program',
     rlimits='WEAK: own process and resource limits only; programs can read files, write them and use the network')
 VERDICTS = ('passed', 'wrong', 'error', 'timeout', 'memory', 'forbidden')
-REMEMBERED = 200_000      # results kept for equal programs
+REMEMBERED, LONGEST = 50_000, 4000      # results kept for equal programs, and the longest output and value (as text) of one that is kept
 GRACE = 20.0              # seconds after its limit in which the jail must answer, or it is replaced
 
 
@@ -167,6 +168,12 @@ class _Pool:
     return Result(answer['verdict'], answer['detail'], _value(answer.get('value')), answer['seconds'], answer.get('kind', ''),
                   answer.get('output', ''), self.isolation)
 
+  def remember(self, results):
+    with self.lock:
+      self.results.update((key, r) for key, r in results.items() if len(r.output) <= LONGEST and len(repr(r.value)) <= LONGEST)
+      while len(self.results) > REMEMBERED:
+        self.results.popitem(last=False)
+
   def close(self):
     with self.lock:
       for worker in self.workers if self.pid == os.getpid() else ():
@@ -203,13 +210,23 @@ def describe(isolation: str = 'jail') -> str:
   return f'{isolation}: {ISOLATIONS[isolation]}'
 
 
-def _checked(program):
+def _check_limits(limits):
+  if not isinstance(limits, Limits):
+    raise TypeError(f'limits= takes Limits, not {type(limits).__name__}')
+  for name, value in limits._asdict().items():
+    whole = name not in ('cpu', 'seconds')
+    if not isinstance(value, int if whole else (int, float)) or isinstance(value, bool) or not 0 < value < 1 << 40:
+      raise ValueError(f'Limits.{name} should be a positive {"whole number" if whole else "number"}, it is {value!r}')
+
+
+def _key(program, limits):
+  """What stands for program and limits among the results."""
   if not isinstance(program, Program):
     raise TypeError(f'run() takes Programs, not {type(program).__name__}')
   for name, text in program._asdict().items():
     if not isinstance(text, str) and not (name == 'read' and text is None):
       raise TypeError(f'Program.{name} should be text, it is {type(text).__name__}')
-  return program
+  return hashlib.sha256(json.dumps([program, limits]).encode()).digest()
 
 
 def run(programs: Sequence[Program], *, limits: Limits = Limits(), workers: int | None = None, isolation: str = 'jail') -> list[Result]:
@@ -220,15 +237,14 @@ def run(programs: Sequence[Program], *, limits: Limits = Limits(), workers: int 
   Errors: RuntimeError (isolation is missing; names the install command), ValueError, TypeError. What programs do raises nothing.
   """
   pool = _pool(isolation)
-  keys = [(_checked(program), limits) for program in programs]
-  missing = list(dict.fromkeys(key for key in keys if key not in pool.results))
+  _check_limits(limits)
+  keys = [_key(program, limits) for program in programs]
+  known = {key: pool.results[key] for key in keys if key in pool.results}
+  missing = {key: program for key, program in zip(keys, programs) if key not in known}
   if missing:
     count = min(workers or len(os.sched_getaffinity(0)), len(missing))
     pool.grow(count)
     with concurrent.futures.ThreadPoolExecutor(count, thread_name_prefix='sandbox') as threads:
-      for key, result in zip(missing, threads.map(lambda key: pool.one(*key), missing)):
-        pool.results[key] = result
-  out = [pool.results[key] for key in keys]
-  while len(pool.results) > REMEMBERED:
-    pool.results.popitem(last=False)
-  return out
+      known |= zip(missing, threads.map(lambda program: pool.one(program, limits), missing.values()))
+    pool.remember({key: known[key] for key in missing})
+  return [known[key] for key in keys]
