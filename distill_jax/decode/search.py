@@ -27,7 +27,9 @@ def bm25(texts: Sequence[str], queries: Sequence[str], *, count: int, words: str
   (rank_bm25, which the release of EPR uses, has no 1 there and lifts negative values). words: one of CUTS.
   ValueError: fewer texts than count.
   """
+  import logging
   import bm25s
+  logging.getLogger('bm25s').setLevel(logging.WARNING)      # it reports every index that it builds
   if words not in CUTS:
     raise ValueError(f'bm25: words={words!r}, one of {", ".join(CUTS)}')
   _enough(len(texts), count)

@@ -12,8 +12,10 @@ from distill_jax.tasks import TASKS
 COLUMNS = ('example', 'id', 'prompt', 'completion', 'sample', 'tokens', 'logp', 'finished', 'given')
 
 
-def make_task(definition: Mapping[str, Any]) -> Task:
-  """The Task of a definition {'task': name, **keywords}."""
+def make_task(definition: Mapping[str, Any] | Task) -> Task:
+  """The Task of a definition {'task': name, **keywords}; a Task as it is."""
+  if isinstance(definition, Task):
+    return definition
   keywords = dict(definition)
   name = keywords.pop('task')
   if name not in TASKS:

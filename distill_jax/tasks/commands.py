@@ -50,7 +50,7 @@ VALUES = dict(
  saddle vase wagon anchor barrel desk fan globe harp jug kite'''.split())
 OPENINGS = 'please now then kindly today soon'.split()
 SYLLABLES = 'ba ko du mi ze lo fa ri nu ke so wi'.split()
-COUNTS = dict(episodes=20000, train=400, dev=100, test=200)
+COUNTS = dict(episodes=24000, train=400, dev=100, test=200)
 
 
 def names(rng: random.Random) -> list[str]:
@@ -86,7 +86,7 @@ def pool(seed: int, counts: tuple[tuple[str, int], ...]) -> dict[str, list[tuple
   return out
 
 
-def commands(*, seed: int = 0, counts: dict[str, int] | None = None, examples: int = 8) -> Task:
+def commands(*, seed: int = 0, counts: dict[str, int] | None = None, examples: int = 7) -> Task:
   """The task. seed: of the names and utterances; counts: examples by split (default COUNTS); examples: of an episode.
 
   grade: 1.0 where the form is equal to the letter, white space at its ends aside. An example of 'episodes' is one text, its answer.
