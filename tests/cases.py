@@ -11,6 +11,7 @@ import examples
 import jax
 import numpy as np
 import pytest
+from flax.core import FrozenDict
 
 from distill_jax.core import mesh as mesh_lib, tree
 from distill_jax.data import feed
@@ -35,9 +36,10 @@ class Case:
 KD4 = (('k', 4),)
 LORA = Case('logit_kd', 'lora', 'float32')      # adapters over a frozen base
 T5 = Case('logit_kd', 't5', 'float32', KD4)      # an encoder-decoder: rows have sources
+ICL = Case('icl', 'llama', 'float32', (('alpha', FrozenDict(start=0.25, end=0.75, steps=8)), ('beta', 0.5), ('soft', 'teacher')))
 FIRST = [Case('sft', 'llama', 'float32'), Case('logit_kd', 'gpt2', 'float32'), Case('logit_kd', 'llama', 'float32', KD4),
          Case('contrast', 'gpt2', 'float32'), Case('reinforce', 'llama', 'float32'), LORA,
-         Case('gkd', 'gpt2', 'float32', (('on_policy', 0.5),)), Case('uld', 'llama', 'float32'), Case('minillm', 'llama', 'float32'), T5,
+         Case('gkd', 'gpt2', 'float32', (('on_policy', 0.5),)), Case('uld', 'llama', 'float32'), Case('minillm', 'llama', 'float32'), T5, ICL,
          Case('retrieve', 'bert', 'float32', (('chunk', 2),))]
 HALF = [Case('sft', 'gpt2', 'bfloat16'), Case('logit_kd', 'llama', 'bfloat16'), Case('logit_kd', 'gpt2', 'bfloat16', KD4)]
 # the other pairs of shape and dtype: `pytest -m slow`

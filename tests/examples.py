@@ -171,6 +171,18 @@ def _uld(key, keywords, **shape):
   return Example(METHODS['uld'](roles, **keywords), roles, ('student',), rows_lib.unpacked(plain, length=LENGTH).batch(range(ROWS)), keywords, plain)
 
 
+def _icl(key, keywords, **shape):
+  """Episodes and plain texts in one row, told apart token by token; weights of episodes are those of any example."""
+  roles = {'student': role(1, **shape), 'teacher': role(2, **shape)}
+  rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+  made = [{**one, 'plain': np.full(len(one['tokens']), n % 3 == 0, np.int32)} for n, one in enumerate(texts(rng, ROWS * 5))]
+  bins = rows_lib.pack([len(e['tokens']) for e in made], length=LENGTH, most=3)[:ROWS]
+  chosen = [made[i] for members in bins for i in members]
+  numbers = iter(range(len(chosen)))
+  packed = rows_lib.Rows(chosen, [[next(numbers) for _ in members] for members in bins], length=LENGTH)
+  return Example(METHODS['icl'](roles, **keywords), roles, ('student',), packed.batch(range(len(packed))), keywords, chosen)
+
+
 def _contrast(key, keywords, **shape):
   roles = {'student': role(1, **shape)}
   return Example(contrast(roles, **keywords), roles, ('student',), grouped_batch(key), keywords)
@@ -194,7 +206,7 @@ def _reinforce(key, keywords, **shape):
   return Example(reinforce(roles, **keywords), roles, ('student', 'critic'), batch, keywords, plain)
 
 
-EXAMPLES: Mapping[str, Callable[..., Example]] = dict(sft=_sft, logit_kd=_logit_kd, gkd=_gkd, minillm=_minillm, uld=_uld, contrast=_contrast, reinforce=_reinforce, retrieve=_retrieve)
+EXAMPLES: Mapping[str, Callable[..., Example]] = dict(sft=_sft, logit_kd=_logit_kd, gkd=_gkd, minillm=_minillm, uld=_uld, icl=_icl, contrast=_contrast, reinforce=_reinforce, retrieve=_retrieve)
 
 
 def example(name: str, key: jax.Array, *, shape: str = 'llama', dtype: str = 'float32', dropout: float = 0.1, **keywords) -> Example:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import (BOUND, CASES, FIRST, HALF, KEY, LORA, T5, Case, Outcome, assert_near, assert_same, inputs, labels_of, made, mesh_of, over,
+from cases import (BOUND, CASES, FIRST, HALF, ICL, KEY, LORA, T5, Case, Outcome, assert_near, assert_same, inputs, labels_of, made, mesh_of, over,
                    plain,
                    plain_of, reference, remembering, run, step_of)
 
@@ -68,7 +68,7 @@ def test_2_share_of_one_row():
   assert_near(Outcome(*jax.device_get((state.opt, state.params, means, state.memory))), together, BOUND['float32'])
 
 
-LABELLED = [case for case in FIRST + HALF if case.name in ('logit_kd', 'reinforce', 'gkd', 'uld', 'minillm')]
+LABELLED = [case for case in FIRST + HALF if case.name in ('logit_kd', 'reinforce', 'gkd', 'uld', 'minillm', 'icl')]
 
 
 @over(LABELLED)
@@ -249,7 +249,7 @@ def test_8_order(case):
   assert_near(reference(case), run(case, batch=jax.tree.map(lambda x: x[order], made(case).batch)), BOUND[case.dtype], memory=False)
 
 
-@over([FIRST[0], FIRST[1], HALF[2], FIRST[4], T5])
+@over([FIRST[0], FIRST[1], HALF[2], FIRST[4], T5, ICL])
 def test_9_packed_is_unpacked(case):
   """Neighbours in a row do not see each other."""
   one = made(case)

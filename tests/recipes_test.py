@@ -62,7 +62,7 @@ def test_every_size_passes_the_checks_of_the_pipeline(name, size):
     for arm in (first, second):
       assert known[arm] in recipe['run'], f'{arm} is compared and never run'
       stage = recipe['stages'][known[arm]]
-      splits = stage.get('shots') or stage.get('splits', ('test',))
+      splits = stage['of'] if stage['stage'] == 'choose' else stage.get('shots') or stage.get('splits', ('test',))
       assert split in ([splits] if isinstance(splits, str) else splits), f'{arm} is not evaluated on {split}'
 
 

@@ -111,7 +111,7 @@ class Method(NamedTuple):
   rollout: Callable = _as_it_is
   after: Callable = _keep_memory
   memory: Callable = _no_memory
-  more: Callable | None = None      # (prompt, completion, example) -> further keys of an example, made once from its text on the host
+  more: Callable | None = None      # (prompt, completion, example, the task's example) -> keys of an example to add or replace, made once from its text on the host
   early: bool = True           # False: labels read memory or a trained role; the label stage refuses
   label_settings: Mapping[str, Any] = {}      # what labels depend on besides models and rows; cached labels made with others are refused
 

@@ -46,6 +46,7 @@ KEYS: Mapping[str, Key] = {
     'returns': Key('token', 'float32', 'B L', 'of such a target: what the rest of its text was worth'),
     'old_logps': Key('token', 'float32', 'B L', 'of such a target: its log-probability under the student that wrote'),
     'spans': Key('token', 'int32', 'B L', '1, 2, ... by the piece of text that a target belongs to, as cut for two tokenizers; 0: none'),
+    'plain': Key('token', 'int32', 'B L', '1 where the example is a plain text, for language modelling; 0 where it answers a prompt'),
     'teacher_tokens': Key('row', 'int32', 'B M', 'the same text in the teacher\'s ids'),
     'teacher_targets': Key('row', 'int32', 'B M', 'its targets'),
     'teacher_segments': Key('row', 'int32', 'B M', '1 where it has text, 0 at padding'),
@@ -97,10 +98,11 @@ class Fit(NamedTuple):
 def fit(examples: Iterable[Example], *, length: int, overlong: str = 'drop', source_length: int | None = None) -> Fit:
   """Examples of at most `length` tokens (and `source_length` source tokens).
 
-  overlong: 'drop' (a cut rationale has no answer) or 'cut' (keep the first tokens).
+  overlong: 'drop' (a cut rationale has no answer), 'cut' (keep the first tokens) or 'left' (keep the last ones, as of few-shot prompts).
   """
-  if overlong not in ('drop', 'cut'):
-    raise ValueError(f"overlong={overlong!r}: 'drop' or 'cut'")
+  if overlong not in ('drop', 'cut', 'left'):
+    raise ValueError(f"overlong={overlong!r}: 'drop', 'cut' or 'left'")
+  keep = (lambda values, most: values[-most:]) if overlong == 'left' else (lambda values, most: values[:most])
   kept, dropped, cut = [], 0, 0
   for example in examples:
     if len(example['tokens']) > length or source_length is not None and len(example['source']) > source_length:
@@ -108,7 +110,7 @@ def fit(examples: Iterable[Example], *, length: int, overlong: str = 'drop', sou
         dropped += 1
         continue
       cut += 1
-      example = {name: value if name == 'id' or declared(name).kind != 'token' else value[:source_length if name in _SOURCE else length]
+      example = {name: value if name == 'id' or declared(name).kind != 'token' else keep(value, source_length if name in _SOURCE else length)
                  for name, value in example.items()}
     kept.append(example)
   return Fit(kept, dropped, cut)
@@ -145,6 +147,21 @@ def pack(lengths: Sequence[int], *, length: int, most: int = 64, source_lengths:
     if left > 0 and len(bins[where]) < most:
       by_room.setdefault(left, []).append(where)
   return bins
+
+
+def pairs(examples: Sequence[Example], *, length: int) -> list[list[int]]:
+  """Which examples share a row where each row holds one that answers a prompt and one plain text (see the key 'plain'): a batch of such rows has
+  as many of both. The rarer kind comes round again; plain texts that have no room beside the longest of the others are left out.
+  ValueError where a kind is missing.
+  """
+  answers, texts = ([i for i, e in enumerate(examples) if bool(np.max(e['plain'])) == plain] for plain in (False, True))
+  if not answers or not texts:
+    raise ValueError(f"pack='pairs' puts an example with a prompt and a plain text into each row; there are {len(answers)} and {len(texts)}")
+  room = length - max(len(examples[i]['tokens']) for i in answers)
+  texts = [i for i in texts if len(examples[i]['tokens']) <= room]
+  if not texts:
+    raise ValueError(f"pack='pairs': beside the longest example no plain text has room, length={length} leaves {room} tokens: raise it")
+  return [[answers[n % len(answers)], texts[n % len(texts)]] for n in range(max(len(answers), len(texts)))]
 
 
 class Rows:

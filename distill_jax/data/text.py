@@ -149,15 +149,20 @@ def load_text(source) -> Text:
 def _read(name, local):
   """The transformers tokenizer of a directory or hub id. Where there is a tokenizer.json it is taken as it stands: AutoTokenizer rebuilds
   the normaliser and pre-tokeniser of some families from the vocabulary alone, which changes the ids of a tokenizer that is not theirs."""
-  from transformers import PreTrainedTokenizerFast
-  path = os.path.join(name, 'tokenizer.json') if local else _of_hub(name)
+  from huggingface_hub import hf_hub_download
+  from huggingface_hub.errors import EntryNotFoundError
+  from transformers import AutoTokenizer, PreTrainedTokenizerFast
+  try:
+    path = os.path.join(name, 'tokenizer.json') if local else hf_hub_download(name, 'tokenizer.json')
+  except EntryNotFoundError:
+    path = ''
   if not os.path.exists(path):
-    return _auto().from_pretrained(name)
+    return AutoTokenizer.from_pretrained(name)
   tokenizer = PreTrainedTokenizerFast.from_pretrained(name)
   known = dict(eos_token=tokenizer.eos_token, bos_token=tokenizer.bos_token, pad_token=tokenizer.pad_token)
   if known['eos_token'] is None:      # old checkpoints leave the names of their special tokens to the class of their family
     try:
-      family = _auto().from_pretrained(name)
+      family = AutoTokenizer.from_pretrained(name)
     except Exception:      # no config.json, or a family transformers does not know: then there is none
       return tokenizer
     vocab = tokenizer.get_vocab()
@@ -165,30 +170,15 @@ def _read(name, local):
   return tokenizer
 
 
-def _auto():
-  """AutoTokenizer, on its own: with it come all families and, where it is installed, torch, which takes seconds."""
-  from transformers import AutoTokenizer
-  return AutoTokenizer
-
-
-def _of_hub(name) -> str:
-  """Where the hub's client has put the tokenizer.json of a model id; '' where the model has none."""
-  from huggingface_hub import hf_hub_download
-  from huggingface_hub.errors import EntryNotFoundError
-  try:
-    return hf_hub_download(name, 'tokenizer.json')
-  except EntryNotFoundError:
-    return ''
-
-
-def train_bpe(texts: Iterable[str], *, size: int, digits: bool = True) -> Text:
+def train_bpe(texts: Iterable[str], *, size: int, digits: bool = True, mask: bool = False) -> Text:
   """A byte-level BPE tokenizer of at most `size` tokens, trained on `texts`; <pad> is 0 and <eos> is 1. Any text can be encoded.
 
   digits: every digit is a token of its own, so that numbers are spelt the same way everywhere. The same texts give the same tokenizer.
+  mask: with a token <mask>, id 2, for encoders that fill it in.
   """
   from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
   from transformers import PreTrainedTokenizerFast
-  special = ['<pad>', '<eos>']
+  special = ['<pad>', '<eos>'] + ['<mask>'] * mask
   alphabet = pre_tokenizers.ByteLevel.alphabet()
   if size < len(alphabet) + len(special):
     raise ValueError(f'size={size} is too small: {len(alphabet)} bytes and {len(special)} special tokens come before the first merge')
@@ -198,7 +188,7 @@ def train_bpe(texts: Iterable[str], *, size: int, digits: bool = True) -> Text:
   tokenizer.decoder = decoders.ByteLevel()
   trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=special, initial_alphabet=sorted(alphabet), show_progress=False)
   tokenizer.train_from_iterator(texts, trainer)
-  return wrap(PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token='<eos>', pad_token='<pad>'))
+  return wrap(PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token='<eos>', pad_token='<pad>', **(dict(mask_token='<mask>') if mask else {})))
 
 
 def _fingerprint(tokenizer, vocab, special) -> str:

@@ -35,7 +35,7 @@ def uld(roles, *, task=None, text=None, strength: float = 1.5, teacher_length: i
     raise ValueError('uld: the teacher\'s head is needed: name a teacher in roles')
   student, teacher = roles['student'], roles['teacher']
 
-  def more(prompt, completion, example):
+  def more(prompt, completion, example, about=None):
     return align(student.text, teacher.text, prompt, completion, example, teacher_length=teacher_length)
 
   def seen(batch):

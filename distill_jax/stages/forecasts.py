@@ -198,4 +198,22 @@ def _examples(inputs, role, task, split, count, length, target='written') -> tup
   return rows, int(rows * np.minimum(whole, length).mean()), int((whole > length).mean() * rows)
 
 
-FORECASTS: Mapping[str, Any] = dict(generate=generate, grade=grade, label=label, train=train, evaluate=evaluate, dialogue=dialogue, export=export)
+def episodes(inputs, *, seed, how, task=None, tasks=None, split='train', draws=1, count=None, **_):
+  """Every query `draws` times."""
+  rows = 0
+  for one in [task] if task is not None else tasks.values():
+    taken = {}
+    for e in records.make_task(one).examples(split):
+      taken[e.get('task', '')] = taken.get(e.get('task', ''), 0) + 1
+    rows += draws * sum(taken.values() if count is None else (min(n, count) for n in taken.values()))
+  return dict(rows=rows, tokens=0, truncated=0, bytes=rows * 900, seconds=1 + rows / 5000)
+
+
+def choose(inputs, *, seed, how, roles, **_):
+  """A prompt of a hundred tokens or so, and its options."""
+  rows, size = _upstream(inputs) or 0, describe(next(iter(roles.values())))[0]
+  return dict(rows=rows, tokens=rows * 120, truncated=0, bytes=rows * 500, seconds=START + 2 * size * rows * 120 / READS / matrix_rate())
+
+
+FORECASTS: Mapping[str, Any] = dict(generate=generate, grade=grade, label=label, train=train, evaluate=evaluate, dialogue=dialogue, export=export,
+                                    episodes=episodes, choose=choose)

@@ -106,7 +106,7 @@ def render(text, rows: Iterable[Mapping[str, Any]], *, target: str = 'written', 
     prompt, completion = pair(row, target=target, task=task)
     example = rows_lib.render(text, prompt, completion, id_2=keys.content_id(row['id'], row['sample'], prompt, completion),
                               loss_on_prompt=loss_on_prompt, start_id=start_id)
-    out.append(example if more is None else {**example, **more(prompt, completion, example)})
+    out.append(example if more is None else {**example, **more(prompt, completion, example, row.get('example'))})
   return out
 
 

@@ -217,9 +217,9 @@ def parameters(role: Role) -> int:
 
 def _text(source: Any, texts: Iterable[str] | None) -> text_lib.Text:
   if isinstance(source, Mapping):
-    if set(source) != {'bpe'}:
-      raise ValueError(f'role: tokenizer={dict(source)}; a tokenizer that is trained is dict(bpe=size)')
+    if set(source) - {'mask'} != {'bpe'}:
+      raise ValueError(f'role: tokenizer={dict(source)}; a tokenizer that is trained is dict(bpe=size), with mask=True for encoders')
     if texts is None:
       raise ValueError('role: tokenizer=dict(bpe=...) is trained on the texts of a train stage; elsewhere name a directory')
-    return text_lib.train_bpe(texts, size=source['bpe'])
+    return text_lib.train_bpe(texts, size=source['bpe'], mask=source.get('mask', False))
   return text_lib.load_text(str(find(source)) if source.startswith('bundled:') else source)

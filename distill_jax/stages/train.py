@@ -25,7 +25,8 @@ def train(out, inputs, *, seed, how, log, roles, method, steps, batch, optim, le
   source_length: tokens of a row that an encoder reads, for models that have one (default: length).
   Data: the label or text shards of the inputs, else what people wrote in `split` of the task (its first `count` examples).
   Or what a rank stage found: rows of `group` queries with what is best and worst for each in the `pool` of the task (see stages/contrasts.py).
-  target: see records.pair.  optim: keywords of train.optim.optimizer by role; a flat dict means the role 'student'.
+  target: see records.pair.  pack: True, False (a row an example) or 'pairs' (each row an example with a prompt and a plain text, see method icl).
+  optim: keywords of train.optim.optimizer by role; a flat dict means the role 'student'.
   validate: dict(every=..., metric='accuracy' (the task's grade of greedy texts) or 'loss' (held-out cross-entropy), split='dev', count=64,
     patience=None, max_new_tokens=160): keeps the best, stops early.
   how: mesh, rules, role_rules, microbatches, log, save (steps), save_minutes, keep, skips (steps that are not finite and are let pass).
@@ -184,7 +185,7 @@ def _read(inputs, roles, mesh, how, *, method, seed, task, split, count, target,
     facts = dict(examples=len(examples), dropped=fitted.dropped, cut=fitted.cut, labelled=False)
   source_length = None if sources is None else source_length or length
   packed = lambda: rows_lib.pack(lengths, length=length, source_lengths=sources, source_length=source_length)
-  bins = packed() if pack else [[i] for i in range(len(examples))]
+  bins = rows_lib.pairs(examples, length=length) if pack == 'pairs' else packed() if pack else [[i] for i in range(len(examples))]
   return loaded, rows_lib.Rows(examples, bins, length=length, source_length=source_length), facts
 
 
