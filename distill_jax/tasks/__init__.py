@@ -20,10 +20,11 @@ from distill_jax.tasks.shuffled_objects import shuffled_objects
 from distill_jax.tasks.socratic import socratic
 from distill_jax.tasks.stories import stories
 from distill_jax.tasks.strategyqa import strategyqa
+from distill_jax.tasks.sums import sums
 from distill_jax.tasks.svamp import svamp
 
 TASKS = dict(gsm8k=gsm8k, gsm8k_cot=gsm8k_cot, svamp=svamp, mawps=mawps, aqua=aqua, commonsense_qa=commonsense_qa, strategyqa=strategyqa,
-             last_letter=last_letter, coin_flip=coin_flip, shuffled_objects=shuffled_objects, bbh=bbh, socratic=socratic,
+             last_letter=last_letter, coin_flip=coin_flip, shuffled_objects=shuffled_objects, sums=sums, bbh=bbh, socratic=socratic,
              program_texts=program_texts, programs=programs, stories=stories, humaneval=humaneval,
              commands=commands, break_qdmr=break_qdmr, smcalflow=smcalflow,
              families=families, facts=facts, sets=sets)
