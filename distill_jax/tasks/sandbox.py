@@ -33,6 +33,7 @@ ISOLATIONS = dict(
     rlimits='WEAK: own process and resource limits only; programs can read files, write them and use the network')
 VERDICTS = ('passed', 'wrong', 'error', 'timeout', 'memory', 'forbidden')
 REMEMBERED, LONGEST = 50_000, 4000      # results kept for equal programs, and the longest output and value (as text) of one that is kept
+LEAST = dict(memory=(48 << 20) - 1, files=7)      # Python itself needs as much
 GRACE = 20.0              # seconds after its limit in which the jail must answer, or it is replaced
 
 
@@ -144,27 +145,30 @@ class _Pool:
         self.workers.append(_Worker(self.isolation))
         self.idle.put(self.workers[-1])
 
+  def renewed(self, worker):
+    """A new jail in the place of one that died or, in an earlier call, could not be started."""
+    with self.lock:
+      if worker in self.workers:
+        self.workers.remove(worker)
+      self.workers.append(_Worker(self.isolation))
+      return self.workers[-1]
+
   def one(self, program, limits):
     """Runs one program; a jail that died under it is replaced, and it gets a second try."""
     worker = self.idle.get()
     request = dict(source=program.source, read=program.read, test=program.test, limits=limits._asdict())
-    answer = None
     try:
       for _ in range(2):
-        started = time.monotonic()
+        worker, started = worker or self.renewed(None), time.monotonic()
         answer = worker.ask(request, limits.seconds + GRACE)
         if answer is not None and answer['verdict'] in VERDICTS:
           break
-        seconds, says = time.monotonic() - started, worker.close().strip()[-300:]
-        says = says or (answer or {}).get('detail', '')
-        with self.lock:
-          self.workers.remove(worker)
-          worker = _Worker(self.isolation)
-          self.workers.append(worker)
+        seconds, says = time.monotonic() - started, worker.close().strip()[-300:] or (answer or {}).get('detail', '')
+        died, worker = worker, None
+        worker = self.renewed(died)
         answer = dict(verdict='error', detail=f'the jail died or hung twice under this program: {says}', seconds=seconds)
     finally:
-      if worker in self.workers:
-        self.idle.put(worker)
+      self.idle.put(worker)
     return Result(answer['verdict'], answer['detail'], _value(answer.get('value')), answer['seconds'], answer.get('kind', ''),
                   answer.get('output', ''), self.isolation)
 
@@ -215,8 +219,8 @@ def _check_limits(limits):
     raise TypeError(f'limits= takes Limits, not {type(limits).__name__}')
   for name, value in limits._asdict().items():
     whole = name not in ('cpu', 'seconds')
-    if not isinstance(value, int if whole else (int, float)) or isinstance(value, bool) or not 0 < value < 1 << 40:
-      raise ValueError(f'Limits.{name} should be a positive {"whole number" if whole else "number"}, it is {value!r}')
+    if not isinstance(value, int if whole else (int, float)) or isinstance(value, bool) or not LEAST.get(name, 0) < value < 1 << 40:
+      raise ValueError(f'Limits.{name} should be a {"whole number" if whole else "number"} above {LEAST.get(name, 0)}, it is {value!r}')
 
 
 def _key(program, limits):

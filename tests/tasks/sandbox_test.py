@@ -194,7 +194,7 @@ def wait_for(condition, seconds=20):
 @pytest.mark.parametrize('call, error, says', [
     (lambda: run(['x = 1']), TypeError, 'takes Programs, not str'), (lambda: run([Program(3)]), TypeError, 'Program.source should be text, it is int'),
     (lambda: run([Program('1', read=2)]), TypeError, 'Program.read should be text'), (lambda: run([Program('1')], limits=Limits(memory=0)), ValueError, 'Limits.memory'),
-    (lambda: run([Program('1')], limits=Limits(cpu=-1.0)), ValueError, 'Limits.cpu should be a positive number'),
+    (lambda: run([Program('1')], limits=Limits(cpu=-1.0)), ValueError, 'Limits.cpu should be a number above 0'),
     (lambda: run([Program('1')], limits=dict(cpu=1)), TypeError, 'takes Limits, not dict')])
 def test_bad_calls(call, error, says):
   with pytest.raises(error, match=says):
@@ -206,6 +206,17 @@ def test_missing_library_is_named(monkeypatch):
   monkeypatch.setattr(sandbox_jail.shutil, 'which', lambda name: '/usr/bin/bwrap')
   with pytest.raises(RuntimeError, match="pip install 'distill_jax\\[sandbox\\]'.*libseccomp2.*isolation='rlimits'"):
     sandbox_jail.filter_of('jail')
+
+
+def test_a_jail_that_cannot_be_replaced_raises_and_is_tried_again(jail, monkeypatch):
+  run([Program('x = 5')])
+  monkeypatch.setattr(sandbox_jail, 'command', lambda isolation: ['/bin/false'])
+  for worker in sandbox._POOLS['jail'].workers:
+    os.killpg(worker.process.pid, signal.SIGKILL)
+  with pytest.raises(RuntimeError, match='the jail does not start'):
+    run([Program(f'y = {i}') for i in range(20)])
+  monkeypatch.undo()
+  assert {r.verdict for r in run([Program(f'y = {i}') for i in range(20)])} == {'passed'}
 
 
 def test_forbidden_namespaces_are_named(monkeypatch):
