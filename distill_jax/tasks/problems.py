@@ -149,11 +149,16 @@ def _three(rng):
   return PEOPLE[first], PEOPLE[second], third
 
 
-def draw(split, *, seed=0, kind=USUAL):
-  """Endless stream of dicts question, answer, family, chain, numbers of a split; questions may return."""
+def draw(split, *, seed=0, families=None, kind=USUAL):
+  """Endless stream of dicts question, answer, family, chain, numbers of a split; questions may return. families: only these, by name."""
   if split not in (*SPLITS, LONGER):
     raise ValueError(f'no split {split!r} of the bundled problems; there are {", ".join((*SPLITS, LONGER))}')
   rng, table = random.Random(f'distill_jax problems {split} {seed}'), _table(split, kind)
+  if families is not None:
+    names = [scene['name'] for scene, _ in table]
+    if unknown := [name for name in families if name not in names]:
+      raise ValueError(f'no family {unknown[0]!r} in split {split!r} of the bundled problems; there are {", ".join(names)}')
+    table = [row for row in table if row[0]['name'] in families]
   while True:
     scene, groups = _pick(rng, table)
     chain, thing = _pick(rng, _pick(rng, groups)), _pick(rng, scene['things'])
@@ -164,16 +169,16 @@ def draw(split, *, seed=0, kind=USUAL):
                  family=scene['name'], chain=chain, numbers=tuple(numbers))
 
 
-def distinct(split, count, *, seed=0, families=None, kind=USUAL):
-  """The first `count` rows of `draw` whose questions differ, of some families by name or of all. ValueError: no such split or family, or not
-  that many."""
-  names = [scene['name'] for scene, _ in (_table(split, kind) if split in (*SPLITS, LONGER) else ())]
-  if unknown := [name for name in families or () if names and name not in names]:
-    raise ValueError(f'no family {unknown[0]!r} in split {split!r} of the bundled problems; there are {", ".join(names)}')
-  seen, rows, repeats, drawn = set(), [], 0, draw(split, seed=seed, kind=kind)
+def distinct(split, count, *, seed=0, families=None, largest=None, kind=USUAL):
+  """The first `count` rows of `draw` whose questions differ. families: only these, by name; largest: only problems whose solution uses no larger
+  number (of those in the question). ValueError: no such split or family, or not that many."""
+  seen, rows, repeats, passed, drawn = set(), [], 0, 0, draw(split, seed=seed, families=families, kind=kind)
   while len(rows) < count:
     row = next(drawn)
-    if families and row['family'] not in families:
+    passed = passed + 1 if largest is not None and max(row['numbers']) > largest else 0
+    if passed > 20_000:
+      raise ValueError(f'{count} problems of {split!r} asked with largest={largest}, only {len(rows)} found; ask for fewer or allow larger numbers')
+    if passed:
       continue
     key = ' '.join(row['question'].lower().split())
     repeats = repeats + 1 if key in seen else 0

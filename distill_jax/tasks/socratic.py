@@ -108,28 +108,28 @@ def _checked(places_and_rows):
     yield dict(question=question, answer=answer, steps=parse(answer, place)[0] if SEPARATOR in answer else [])
 
 
-def _generated(split, count, seed, families):
-  for row in problems.distinct(split, count, seed=seed if split == 'train' else 0, families=families):
+def _generated(split, count, seed, **chosen):
+  for row in problems.distinct(split, count, seed=seed if split == 'train' else 0, **{name: value for name, value in chosen.items() if value is not None}):
     *lines, last = row['answer'].split('\n')
     steps = subquestions.steps_of(row['chain'], lines)
     yield dict(question=row['question'], answer=join(steps, last.removeprefix('#### ')), steps=steps)
 
 
-def _reader(source, counts, seed, families):
+def _reader(source, counts, seed, chosen):
   """(split -> rows; the names of the splits)."""
   if source == 'bundled':
-    return lambda split: _generated(split, (BUNDLED | counts)[split], seed, families), tuple(BUNDLED)
-  if families:
-    raise ValueError(f"families= chooses among the generated problems; source={source!r} has none")
+    return lambda split: _generated(split, (BUNDLED | counts)[split], seed, **chosen), tuple(BUNDLED)
+  if given := [name for name, value in chosen.items() if value is not None]:
+    raise ValueError(f"{dict(kind='extras').get(given[0], given[0])}= chooses among the generated problems; source={source!r} has none")
   path = pathlib.Path(source)
   if HUB_ID.fullmatch(str(source)) and not path.exists():
     return lambda split: _checked(_hub_rows(source, 'test' if split == 'test' else 'train', 'socratic')), OTHERS
   return lambda split: _checked(row for file in _files(path, split) for row in read_lines(file)), OTHERS
 
 
-def _loader(source, counts, seed, families, calculator_marks):
+def _loader(source, counts, seed, chosen, calculator_marks):
   """split -> its examples."""
-  read, splits = _reader(source, counts, seed, families)
+  read, splits = _reader(source, counts, seed, chosen)
   if unknown := [name for name in counts if name not in splits]:
     raise ValueError(f'counts names {unknown[0]!r}; the splits of source={source!r} are {", ".join(splits)}')
   plain = (lambda text: text) if calculator_marks else strip_marks
@@ -205,7 +205,7 @@ def shots_of(part, count):
   return out
 
 
-def socratic(*, part='unified', source='bundled', counts=None, seed=0, families=None, calculator_marks=True, shots=0, wrong=0.2):
+def socratic(*, part='unified', source='bundled', counts=None, seed=0, families=None, largest=None, extras=True, calculator_marks=True, shots=0, wrong=0.2):
   """The task. -> Task
 
   part: what its student reads and writes, P a problem, q its sub-questions, s its steps:
@@ -216,7 +216,8 @@ def socratic(*, part='unified', source='bundled', counts=None, seed=0, families=
   source: 'bundled' (generated, sub-questions by template; splits of gsm8k and test_long, which has 5 or 6 steps where training has 2-4), a directory
     with train_socratic and test*socratic.jsonl(.gz), or a hub id (its configuration 'socratic'). A directory may hold train.jsonl(.gz) instead: problems
     for a teacher. dev is a twentieth of the training problems, as in gsm8k.
-  counts, seed, calculator_marks: as in gsm8k.  families: of the generated problems, by name (scenes.py); None: all.
+  counts, seed, calculator_marks: as in gsm8k.  families: of the generated problems, by name (scenes.py); None: all.  largest: of them, those whose
+    solution uses no larger number of the question.  extras=False: of them, no sentence that says nothing and no number without a role.
   shots: worked problems before the prompt, for a teacher that was not trained (prompts/socratic.txt).  wrong: the narrator's errors a step.
   Right is the final answer as a number (`9.0` is 9, `$1,000.` is 1000). `learn`: from a text in the unified format whose last step gives its final
   answer; another one teaches nothing. Examples: dict(id, split, question, answer, steps [(q, s)]). Errors: as gsm8k.
@@ -224,7 +225,7 @@ def socratic(*, part='unified', source='bundled', counts=None, seed=0, families=
   if part not in PARTS:
     raise ValueError(f'part={part!r}: one of {", ".join(PARTS)}')
   before = shots_of(part, shots)
-  load = _loader(source, dict(counts or {}), seed, families, calculator_marks)
+  load = _loader(source, dict(counts or {}), seed, dict(families=families, largest=largest, kind=None if extras else problems.Kind(extras=False)), calculator_marks)
   final = lambda example: extract(example['answer'])
 
   def learn(example, text):

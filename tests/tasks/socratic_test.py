@@ -139,6 +139,13 @@ def test_longer_problems_are_in_no_other_split():
   chosen = dict(families=('shop', 'toys'))
   questions = lambda split: {e['question'] for e in socratic(counts={split: 200}, **chosen).examples(split)}
   assert not questions('test_long') & (questions('train') | questions('test'))
+  small = list(socratic(counts=dict(train=40), largest=9, **chosen).examples('train'))
+  words = ' '.join(q for e in small for q, _ in e['steps'])
+  assert len(small) == 40 and not re.search('muffins|carrots', words) and all(max(map(int, re.findall(r'^(\d+)', e['steps'][0][1]))) <= 9 for e in small)
+  bare = [e['question'] for e in socratic(counts=dict(train=40), extras=False, **chosen).examples('train')]
+  assert not re.search('good friends|years old|warm day|lived in', ' '.join(bare)) and re.search('good friends|years old|warm day|lived in', ' '.join(questions('train')))
+  with pytest.raises(ValueError, match='asked with largest=1, only 0 found'):
+    list(socratic(counts=dict(train=40), largest=1).examples('train'))
   with pytest.raises(ValueError, match="no family 'shops' in split 'test'"):
     list(socratic(counts=dict(test=1), families=('shops',)).examples('test'))
 
@@ -219,7 +226,8 @@ def test_a_directory(tmp_path):
 
 @pytest.mark.parametrize('keywords, error, message', [
     (dict(part='question'), ValueError, "part='question': one of unified, decomposer"), (dict(counts=dict(tests=3)), ValueError, "counts names 'tests'"),
-    (dict(source='/nowhere'), FileNotFoundError, 'no directory /nowhere'), (dict(source='.', families=('shop',)), ValueError, 'families= chooses among the generated')])
+    (dict(source='/nowhere'), FileNotFoundError, 'no directory /nowhere'), (dict(source='.', families=('shop',)), ValueError, 'families= chooses among the generated'),
+    (dict(source='.', largest=9), ValueError, 'largest= chooses among the generated'), (dict(source='.', extras=False), ValueError, 'extras= chooses among')])
 def test_what_it_does_not_take(keywords, error, message):
   with pytest.raises(error, match=message):
     list(socratic(**keywords).examples('test'))
