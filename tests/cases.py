@@ -37,20 +37,23 @@ KD4 = (('k', 4),)
 LORA = Case('logit_kd', 'lora', 'float32')      # adapters over a frozen base
 T5 = Case('logit_kd', 't5', 'float32', KD4)      # an encoder-decoder: rows have sources
 ICL = Case('icl', 'llama', 'float32', (('alpha', FrozenDict(start=0.25, end=0.75, steps=8)), ('beta', 0.5), ('soft', 'teacher')))
-FIRST = [Case('sft', 'llama', 'float32'), Case('logit_kd', 'gpt2', 'float32'), Case('logit_kd', 'llama', 'float32', KD4),
+ULD, MINILLM = Case('uld', 'llama', 'float32'), Case('minillm', 'llama', 'float32')
+RETRIEVE = Case('retrieve', 'bert', 'float32', (('chunk', 2),))
+DENSE = Case('logit_kd', 'gpt2', 'float32')
+FIRST = [Case('sft', 'llama', 'float32'), DENSE, Case('logit_kd', 'llama', 'float32', KD4),
          Case('contrast', 'gpt2', 'float32'), Case('reinforce', 'llama', 'float32'), LORA,
-         Case('gkd', 'gpt2', 'float32', (('on_policy', 0.5),)), Case('uld', 'llama', 'float32'), Case('minillm', 'llama', 'float32'), T5, ICL,
-         Case('retrieve', 'bert', 'float32', (('chunk', 2),))]
-HALF = [Case('sft', 'gpt2', 'bfloat16'), Case('logit_kd', 'llama', 'bfloat16'), Case('logit_kd', 'gpt2', 'bfloat16', KD4)]
+         Case('gkd', 'gpt2', 'float32', (('on_policy', 0.5),)), ULD, MINILLM, T5, ICL, RETRIEVE]
+HALF = [Case('logit_kd', 'gpt2', 'bfloat16', KD4)]
 # the other pairs of shape and dtype: `pytest -m slow`
-REST = [Case('sft', 't5', 'float32'), Case('sft', 't5', 'bfloat16'),
+REST = [Case('sft', 't5', 'float32'), Case('sft', 't5', 'bfloat16'), Case('sft', 'gpt2', 'bfloat16'), Case('logit_kd', 'llama', 'bfloat16'),
         Case('sft', 'gpt2', 'float32'), Case('sft', 'llama', 'bfloat16'), Case('logit_kd', 'llama', 'float32'),
         Case('logit_kd', 'gpt2', 'bfloat16'), Case('contrast', 'llama', 'bfloat16'), Case('reinforce', 'gpt2', 'bfloat16')]
 CASES = FIRST + HALF + REST
 
 
-def over(cases):
-  return pytest.mark.parametrize('case', [pytest.param(case, marks=[pytest.mark.slow] * (case in REST)) for case in cases], ids=str)
+def over(cases, slow=()):
+  """slow: cases of which another law already compiles the like; they wait, as REST does, for `pytest -m slow`."""
+  return pytest.mark.parametrize('case', [pytest.param(case, marks=[pytest.mark.slow] * (case in (*REST, *slow))) for case in cases], ids=str)
 
 
 class Outcome(NamedTuple):
@@ -79,6 +82,18 @@ def step_of(case: Case, microbatches: int, devices: int):
   return jax.jit(step_lib.make_step(one.method, bare, optimizers, microbatches=microbatches, mesh=mesh_of(devices)))
 
 
+@functools.lru_cache(maxsize=None)
+def program_of(case: Case, microbatches: int, devices: int):
+  """`step_of`, compiled for the case's own batch."""
+  return step_of(case, microbatches, devices).lower(*inputs(case, devices)).compile()
+
+
+def alike(batch, other) -> bool:
+  """Whether two batches fit one compiled program."""
+  shapes = lambda of: jax.tree.map(lambda x: (np.shape(x), np.asarray(x).dtype), dict(of))
+  return shapes(batch) == shapes(other)
+
+
 def inputs(case: Case, devices: int, batch=None, params=None):
   """(state, frozen, batch, key) on the devices."""
   one = made(case)
@@ -91,7 +106,8 @@ def inputs(case: Case, devices: int, batch=None, params=None):
 
 
 def run(case: Case, microbatches: int = 1, devices: int = 1, batch=None, params=None) -> Outcome:
-  state, means = step_of(case, microbatches, devices)(*inputs(case, devices, batch, params))
+  make = program_of if batch is None or alike(batch, made(case).batch) else step_of
+  state, means = make(case, microbatches, devices)(*inputs(case, devices, batch, params))
   return Outcome(*jax.device_get((state.opt, state.params, means, state.memory)))
 
 

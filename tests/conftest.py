@@ -1,6 +1,7 @@
 """Every test runs on 8 fake CPU devices, compiled quickly; rank promotion raises; shared data is optional."""
 import os
 import pathlib
+import re
 import signal
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
@@ -24,6 +25,31 @@ jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / 'shared'
+
+
+# files whose tests share much by what stands in brackets, and nothing else: the part of it that says with whom
+BY_CASE = {'laws_test.py': re.compile(r'\[(.*?(?:float32|bfloat16))'), 'families_test.py': re.compile(r'\[(.+)\]')}
+
+
+def together(nodeid: str) -> str:
+  """What is named alike runs in one process, one after the other: the tests of a file, or of a case of the files above."""
+  path = nodeid.partition('::')[0]
+  found = pattern.search(nodeid) if (pattern := BY_CASE.get(path.rpartition('/')[2])) else None
+  return f'{path}[{found[1]}]' if found else path
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+  """With -n: tests that share compiled programs and fixtures go to one process, so that these are made once. --dist=... has its own way."""
+  if config.getvalue('dist') != 'load':
+    return None
+  from xdist.scheduler import LoadScopeScheduling
+
+  class Together(LoadScopeScheduling):
+    def _split_scope(self, nodeid):
+      return together(nodeid)
+  config.option.loadscopereorder = False      # by place: what is last is short
+  return Together(config, log)
 
 
 @pytest.fixture(scope='session')

@@ -9,9 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import (BOUND, CASES, FIRST, HALF, ICL, KEY, LORA, T5, Case, Outcome, assert_near, assert_same, inputs, labels_of, made, mesh_of, over,
-                   plain,
-                   plain_of, reference, remembering, run, step_of)
+from cases import (BOUND, CASES, DENSE, FIRST, HALF, ICL, KEY, LORA, MINILLM, RETRIEVE, T5, ULD, Case, Outcome, assert_near, assert_same, inputs, labels_of, made,
+                   mesh_of, over, plain, plain_of, program_of, reference, remembering, run)
 
 from distill_jax.core import mesh as mesh_lib, tree
 from distill_jax.data import feed, rows as rows_lib
@@ -30,13 +29,15 @@ def test_every_method_has_an_example():
     assert (made(case).batch['weights'] > 0).any(-1).all() and len(made(case).batch['row']) == examples.ROWS
 
 
-@pytest.mark.parametrize('case, microbatches', [(case, 4) for case in FIRST if case != LORA] + [(FIRST[0], 2), (FIRST[3], 2)], ids=str)
+@pytest.mark.parametrize('case, microbatches', [
+    *(pytest.param(case, 4, marks=[pytest.mark.slow] * (case in (DENSE, ULD, MINILLM, T5, ICL, RETRIEVE))) for case in FIRST if case != LORA),
+    *(pytest.param(case, 2, marks=pytest.mark.slow) for case in (FIRST[0], FIRST[3]))], ids=str)
 def test_1_cut(case, microbatches):
   """Microbatches change nothing: gradients, terms, metrics, and the order of what is remembered. (Two: the next law.)"""
   assert_near(reference(case), run(case, microbatches), BOUND[case.dtype])
 
 
-@over(CASES)
+@over(CASES, slow=[LORA])
 def test_2_share(case):
   """Devices change nothing; here with two microbatches on each of them."""
   assert_near(reference(case), run(case, 2, 8), BOUND[case.dtype])
@@ -45,7 +46,7 @@ def test_2_share(case):
 @over([case for case in FIRST if case != LORA])
 def test_2_share_moves_no_rows(case):
   """No row leaves its device on the way to its microbatch."""
-  text = step_of(case, 2, 8).lower(*inputs(case, 8)).compile().as_text()
+  text = program_of(case, 2, 8).as_text()
   assert 'all-reduce' in text
   assert 'all-to-all' not in text
   # what is gathered, if anything, is what `after` puts into a queue
@@ -68,10 +69,11 @@ def test_2_share_of_one_row():
   assert_near(Outcome(*jax.device_get((state.opt, state.params, means, state.memory))), together, BOUND['float32'])
 
 
-LABELLED = [case for case in FIRST + HALF if case.name in ('logit_kd', 'reinforce', 'gkd', 'uld', 'minillm', 'icl')]
+LABELLED = [case for case in CASES if case.name in ('logit_kd', 'reinforce', 'gkd', 'uld', 'minillm', 'icl')]
+LIKE_OTHERS = [DENSE, LORA, ULD, MINILLM, T5]
 
 
-@over(LABELLED)
+@over(LABELLED, slow=LIKE_OTHERS)
 def test_3_early_is_late(case):
   """Labels that come with the batch give what labels made inside the step give."""
   batch = made(case).batch
@@ -80,7 +82,7 @@ def test_3_early_is_late(case):
   assert_near(reference(case), early, 2e-6 if case.dtype == 'float32' else BOUND[case.dtype])
 
 
-@over([case for case in FIRST if case.name == 'logit_kd' and case != LORA])
+@over([case for case in FIRST if case.name == 'logit_kd' and case != LORA], slow=[DENSE, T5])
 def test_3_early_example_by_example(case):
   """Labels made example by example, unpacked, and packed by the feed afterwards."""
   one = made(case)
@@ -127,7 +129,7 @@ def test_4_padding(case):
   assert_same(reference(case), run(case, batch=soiled(made(case).batch)))
 
 
-@over(LABELLED)
+@over(LABELLED, slow=LIKE_OTHERS)
 def test_4_padding_of_labels(case):
   batch = {**made(case).batch, 'label': labels_of(case)(made(case).batch)}
   assert_same(run(case, batch=batch), run(case, batch=soiled(batch)))
@@ -148,8 +150,11 @@ def test_5_frozen(case):
     assert all(path.endswith('attention/k/bias') for path in still if path in learns), still
 
 
-@over([Case('logit_kd', 'llama', 'float32', (('alpha', 1.0),)), Case('logit_kd', 'gpt2', 'float32', (('alpha', 1.0), ('k', 4))),
-       Case('gkd', 'llama', 'float32', (('on_policy', 0.0),))])
+ITSELF = Case('logit_kd', 'llama', 'float32', (('alpha', 1.0),))
+
+
+@over([ITSELF, Case('logit_kd', 'gpt2', 'float32', (('alpha', 1.0), ('k', 4))),
+       Case('gkd', 'llama', 'float32', (('on_policy', 0.0),))], slow=[ITSELF])
 def test_5_distance_to_itself(case):
   """A teacher that is the student: distance 0, gradient 0."""
   one = made(case)
@@ -189,7 +194,7 @@ def training(case, directory, *, steps, mesh):
   return jax.device_get(ran.state)
 
 
-@over([case for case in FIRST if case != Case('logit_kd', 'gpt2', 'float32') and case.name not in ('uld', 'minillm')])      # as logit_kd, gkd
+@over([case for case in FIRST if case not in (DENSE, ULD, MINILLM)], slow=[FIRST[2], FIRST[4], LORA, T5, ICL, RETRIEVE])      # as logit_kd, gkd
 def test_6_resume(case, tmp_path):
   """Ten steps are five, a checkpoint, a new process's eyes, and five more: bit for bit, memory and moments too."""
   mesh = mesh_of(2)
@@ -249,7 +254,7 @@ def test_8_order(case):
   assert_near(reference(case), run(case, batch=jax.tree.map(lambda x: x[order], made(case).batch)), BOUND[case.dtype], memory=False)
 
 
-@over([FIRST[0], FIRST[1], HALF[2], FIRST[4], T5, ICL])
+@over([FIRST[0], DENSE, HALF[0], FIRST[4], T5, ICL], slow=[HALF[0], FIRST[4], ICL])
 def test_9_packed_is_unpacked(case):
   """Neighbours in a row do not see each other."""
   one = made(case)
