@@ -19,12 +19,12 @@ from ml_collections import ConfigDict
 THEN = '\nTherefore, the answer is'
 SHAPE = dict(model='transformer', max_length=128, norm='rms', tied=True, init='fan_in', positions='learned')
 LAPTOP = dict(
-    task=dict(task='sums', counts=dict(train=300, dev=60, test=200)), splits=('test',), teacher=None,
+    task=dict(task='sums', counts=dict(train=500, dev=60, test=200)), splits=('test',), teacher=None,
     students=dict(large=dict(model={**SHAPE, **dict(width=48, layers=2, heads=4, mlp_width=128)}),
                   small=dict(model={**SHAPE, **dict(width=24, layers=2, heads=2, mlp_width=64)})),
-    bpe=400, samples=(1, 2, 4, 8), steps=600, batch=8, length=72, answers_length=32, pack=True,
+    bpe=400, samples=(1, 2, 4, 8), steps=1200, batch=8, length=72, answers_length=32, pack=True,
     optim=dict(lr=6e-3, warmup=30, decay='cosine', final=0.05, weight_decay=0.01, b2=0.98),
-    max_new_tokens=48, answer_tokens=8, asked=40, few_shot=False, evaluate_batch=200, save=300, log=50)
+    max_new_tokens=48, answer_tokens=8, asked=40, few_shot=False, evaluate_batch=200, save=600, log=50)
 TINY = dict(width=16, layers=1, heads=2, mlp_width=32)
 SIZES = {
     '': LAPTOP,
