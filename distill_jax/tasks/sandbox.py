@@ -2,7 +2,7 @@
 
 `run([Program(source, read='answer'), Program(source, test='assert f(2) == 4')])` gives a `Result` for each. A warm fork server per core lives
 in a bubblewrap jail (no network; of the file system only the interpreter, its standard library and an empty /tmp; nobody's rights), and each
-program is a child of it with user, process, mount, ipc and network namespaces of its own, resource limits, and a seccomp filter
+program is a child of it with user, process, mount and ipc namespaces of its own, resource limits, and a seccomp filter without sockets
 (`sandbox_jail.py`, `sandbox_server.py`, `sandbox_child.py`). It is ended, with all it started, when its time or memory is up.
 
 What a verdict can be trusted for: nothing that a program prints, exits with, patches or writes to a descriptor makes `passed` of it; a pass
@@ -29,7 +29,7 @@ from typing import Any, NamedTuple, Sequence
 from distill_jax.tasks import sandbox_jail
 
 ISOLATIONS = dict(
-    jail='bubblewrap jail; own user, process, mount, ipc and network namespaces, seccomp filter and resource limits for each program',
+    jail='bubblewrap jail without network; own user, process, mount and ipc namespaces, seccomp filter and resource limits for each program',
     rlimits='WEAK: own process and resource limits only; programs can read files, write them and use the network')
 VERDICTS = ('passed', 'wrong', 'error', 'timeout', 'memory', 'forbidden')
 REMEMBERED, LONGEST = 50_000, 4000      # results kept for equal programs, and the longest output and value (as text) of one that is kept

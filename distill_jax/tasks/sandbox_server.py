@@ -3,7 +3,7 @@
 It reads JSON lines: first {"filter": base64 of a seccomp filter, or ""}, then requests {source, read, test, limits}; each is answered by one line.
 For each program:
   server -- clone --> pid 1 of a new pid namespace, which only waits: killing it kills all that a program left behind
-         -- fork --> the program, pid 2: makes itself a fresh /tmp, its own mount, ipc, network and user namespaces, gives up its rights
+         -- fork --> the program, pid 2: makes itself a fresh /tmp, its own mount, ipc and user namespaces, gives up its rights
 The server keeps the clock, watches memory, reads the pipes and reaps. Without a filter (the weak mode) there are no namespaces.
 """
 import base64
@@ -17,9 +17,9 @@ import sys
 import time
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-# What programs import most, warm:
-import bisect, cmath, collections, copy, datetime, decimal, fractions, functools, hashlib, heapq, inspect, io, itertools, math, operator  # noqa: E401,E402,F401
-import random, re, site, statistics, string, textwrap, threading, typing  # noqa: E401,E402,F401
+# What programs import most, warm (what is here is also copied for each):
+import bisect, cmath, collections, copy, datetime, decimal, fractions, functools, heapq, itertools, math, operator  # noqa: E401,E402,F401
+import random, re, site, statistics, string, typing  # noqa: E401,E402,F401
 import sandbox_child  # noqa: E402
 from sandbox_child import LIBC, call  # noqa: E402
 
