@@ -1,6 +1,6 @@
 """The two checkpoints of configs/ekt.py, made on generated text only (`distill_jax/tasks/program_texts.py`).
 
-Command: python -m distill_jax.main --config=configs/bundled_programs.py      (one core: about half an hour; `:tiny` seconds, for tests)
+Command: python -m distill_jax.main --config=configs/bundled_programs.py      (one core: about ten minutes; `:tiny` seconds, for tests)
 Then:    cp -r runs/bundled_programs/export_teacher/model/. distill_jax/bundled/program_teacher/, and the same for program_student.
 
 teacher: an imperfect language model of documents about generated problems: programs, one in five of them spoilt, worked solutions, questions.
@@ -11,8 +11,8 @@ from ml_collections import ConfigDict
 
 SIZES = {
     '': dict(
-        teacher=dict(width=96, layers=3, heads=4, mlp_width=224), student=dict(width=64, layers=2, heads=2, mlp_width=160),
-        count=20000, steps=900, batch=8, read_count=6000, read=300, length=288, save=100, log=20, dev=50),
+        teacher=dict(width=64, layers=3, heads=4, mlp_width=160), student=dict(width=48, layers=2, heads=2, mlp_width=96),
+        count=8000, steps=900, batch=8, read_count=3000, read=400, length=208, save=300, log=50, dev=50),
     'tiny': dict(
         teacher=dict(width=16, layers=2, heads=2, mlp_width=32), student=dict(width=16, layers=1, heads=2, mlp_width=32),
         count=32, steps=4, batch=2, read_count=32, read=2, length=288, save=4, log=1, dev=4),
@@ -31,13 +31,13 @@ def get_config(size: str = '') -> ConfigDict:
   c.tasks = {f'{reader}_reads': dict(task='program_texts', reader=reader, count=s[count], dev=s['dev'])
              for reader, count in (('teacher', 'count'), ('student', 'read_count'))}
   c.roles = dict(
-      new_teacher=dict(model={**shape, **s['teacher']}, tokenizer=dict(bpe=512)),
+      new_teacher=dict(model={**shape, **s['teacher']}, tokenizer=dict(bpe=640, digits=False)),
       new_student=dict(model={**shape, **s['student']}, tokenizer=dict(stage='teacher', role='student')),
       teacher=dict(stage='teacher', role='student'),
       student=dict(stage='student', role='student'),
   )
   how = dict(save=s['save'], log=s['log'])
-  optim = dict(lr=3e-3, warmup=50, decay='cosine', final=0.05, weight_decay=0.05, b2=0.98)
+  optim = dict(lr=4e-3, warmup=50, decay='cosine', final=0.05, weight_decay=0.05, b2=0.98)
   reading = dict(stage='train', target='prompt', method=dict(method='sft'), batch=s['batch'], length=s['length'], how=how, optim=optim)
   c.stages = dict(
       teacher=dict(**reading, title='teacher', roles=dict(student='new_teacher'), task='teacher_reads', steps=s['steps']),

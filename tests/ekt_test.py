@@ -27,7 +27,7 @@ def prepared(config, tmp_path):
   def prepare(completions, size='tiny'):
     recipe = config.get_config(size).to_dict()
     for task in recipe['tasks'].values():
-      task['counts']['train'] = COUNT
+      task.update(counts={**task['counts'], 'train': COUNT}, numbers=False)
     examples = list(TASKS['programs'](**{k: v for k, v in recipe['tasks']['programs'].items() if k != 'task'}).examples('train'))
     lines = [dict(question=e['question'], completions=completions(e)) for e in examples]
     (tmp_path / 'programs.jsonl').write_text('\n'.join(map(json.dumps, lines)))

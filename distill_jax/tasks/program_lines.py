@@ -77,6 +77,11 @@ def program(question, chain):
   return write(numbers, writer.operations)
 
 
+def named(question):
+  """The lines that name the numbers of a question, a line end after each."""
+  return ''.join(f'n{i} = {number}\n' for i, number in enumerate(NUMBER.findall(question)))
+
+
 def write(numbers, operations):
   """The lines of numbers (as they are said) and of operations (left, sign, right)."""
   lines = [f'n{i} = {number}' for i, number in enumerate(numbers)]

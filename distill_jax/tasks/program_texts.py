@@ -43,7 +43,8 @@ def _lines(rows, rng, spoil):
 
 
 READERS = dict(
-    teacher=((_programs, 0.6), (_solutions, 0.2), (_questions, 0.2)),      # a question alone does not say what follows it; a document does
+    # a question alone does not say what follows it; a document does
+    teacher=((_programs, 0.55), (_solutions, 0.15), (_questions, 0.1), (_lines, 0.2)),
     student=((_questions, 0.5), (_lines, 0.5)))
 
 
@@ -51,7 +52,7 @@ def program_texts(*, reader='teacher', count=4000, dev=50, spoil=0.2, seed=0):
   """The task: its prompts are documents, to be read with target='prompt'. -> Task
 
   reader: 'teacher': documents of 1-4 problems in one manner each, programs (a share `spoil` of them spoilt), worked solutions or questions
-    alone. 'student': questions alone, and programs that belong to no question.
+    alone, or programs that belong to no question. 'student': questions alone, and programs that belong to no question.
   count, dev: documents of train, and of each of the others. All problems are of the generator's split train, kind SHORT.
   """
   if reader not in READERS:

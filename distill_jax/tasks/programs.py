@@ -16,7 +16,7 @@ from distill_jax.core.keys import content_id, id_text
 from distill_jax.core.types import Task
 from distill_jax.tasks import problems, straight
 from distill_jax.tasks.gsm8k import OTHERS, extract, gsm8k
-from distill_jax.tasks.program_lines import program
+from distill_jax.tasks.program_lines import named, program
 
 END = re.compile(r'\nanswer.*?\n')
 EOS_MARK = '<|endoftext|>'
@@ -112,7 +112,7 @@ def _reader(source, counts, seed):
   return read, problems.SPLITS
 
 
-def programs(*, source='bundled', prompt='text', exemplars=None, check='strict', rel_tol=None, timeout=1.0, counts=None, seed=0):
+def programs(*, source='bundled', prompt='text', exemplars=None, numbers=False, check='strict', rel_tol=None, timeout=1.0, counts=None, seed=0):
   """The task. -> Task
 
   source: 'bundled' (short generated problems, `problems.SHORT`; splits train, dev, test, test_range, test_family), a directory of GSM8K, or a
@@ -120,6 +120,8 @@ def programs(*, source='bundled', prompt='text', exemplars=None, check='strict',
   prompt: 'text': `# question` and a line end, what a student reads; 'few_shot': the examples of `exemplars` before it (a file; default:
     tasks/prompts/programs.txt, which writes numbers as floats, or programs_short.txt for bundled problems), what a teacher reads. A prompt
     longer than prompt_tokens of a stage is cut from the left and counted there.
+  numbers: the prompt goes on with the lines that name the numbers of the question (bundled problems only); the paper leaves them to the model,
+    but models of a laptop learn which operations a question asks for long before they copy numbers.
   check: 'strict' or 'paper', see above.  rel_tol: its tolerance (default 1e-6, 0.01).  timeout: seconds of a program.
   counts, seed: as in gsm8k; bundled: 1000, 100, 200, 200, 200.
   What a student learns of a kept text is (text prompt, cut program). The perfect answer of a problem without a program is one that states
@@ -131,6 +133,8 @@ def programs(*, source='bundled', prompt='text', exemplars=None, check='strict',
     raise ValueError(f'prompt is {" or ".join(map(repr, PROMPTS))}, not {prompt!r}')
   if timeout <= 0 or rel_tol is not None and rel_tol < 0:
     raise ValueError(f'timeout must be above 0 and rel_tol not below, got timeout={timeout}, rel_tol={rel_tol}')
+  if numbers and source != 'bundled':
+    raise ValueError("numbers=True is for source='bundled', whose programs name the numbers first")
   if exemplars is not None and prompt != 'few_shot':
     raise ValueError("exemplars are read by prompt='few_shot' only")
   rule, cache = Check(check, CHECKS[check] if rel_tol is None else rel_tol), {}
@@ -144,17 +148,19 @@ def programs(*, source='bundled', prompt='text', exemplars=None, check='strict',
     yield from cache[split]
 
   def judge(pairs):
-    texts = [truncate(text) for _, text in pairs]
+    texts = [truncate(lead(e) + text) if text.strip() else '' for e, text in pairs]
     return [_reason(e, text, result, rule) for (e, _), text, result in zip(pairs, texts, _results(texts, timeout))]
 
-  plain = lambda example: '# ' + ' '.join(example['question'].split()) + '\n'      # one line: the rest of a question would be code
+  lead = (lambda example: named(example['question'])) if numbers else lambda example: ''
+  plain = lambda example: '# ' + ' '.join(example['question'].split()) + '\n' + lead(example)      # one line: the rest of a question would be code
+  after = lambda example, text: truncate(lead(example) + text)[len(lead(example)):].rstrip('\n')
   return Task(
       examples=examples, prompt=lambda example: before + plain(example),
-      answer=lambda example: example.get('program') or f'answer = {float(gold(example))}',
+      answer=lambda example: (example.get('program') or f'answer = {float(gold(example))}').removeprefix(lead(example)),
       grade=lambda example, text: float(judge([(example, text)])[0] == 'right'),
       grades=lambda pairs: [float(reason == 'right') for reason in judge(pairs)],
       explain=lambda example, text: judge([(example, text)])[0],
-      learn=lambda example, text: [(plain(example), truncate(text).rstrip('\n'))],
+      learn=lambda example, text: [(plain(example), after(example, text))],
       group=lambda example: str(example['answer'].count('<<')))
 
 

@@ -69,6 +69,7 @@ def test_hand_values():
   assert skew_kl(log(Q), log(P), skew=0.1) == pytest.approx(kl64(P, 0.1 * P + 0.9 * Q), abs=1e-6)
   # constants under any shift of the logits: a distribution, not a vector
   assert forward_kl(log(Q) + 7.0, log(P) - 3.0) == pytest.approx(0.0851228, abs=2e-6)
+  np.testing.assert_allclose(gradients(forward_kl, log(P) + 7.0, log(P))[0], 0.0, atol=1e-6)      # nothing to learn from oneself, shifted
 
 
 @each

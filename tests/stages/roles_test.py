@@ -72,3 +72,12 @@ def test_no_hub_says_what_to_pass_instead(monkeypatch):
   monkeypatch.setattr(huggingface_hub, 'snapshot_download', unreachable)
   with pytest.raises(ValueError, match=r"'Qwen/Qwen2.5-0.5B' is no local directory and could not be .*no route.* Pass a local directory"):
     roles.find('Qwen/Qwen2.5-0.5B')
+
+
+def test_a_tokenizer_with_numbers_of_one_token():
+  texts = ['there are 14 pens and 27 books'] * 20
+  load = lambda **more: roles.load_role({**FRESH, 'tokenizer': dict(bpe=300, **more)}, texts=texts).text
+  assert [len(load(**more).encode(' 14')) for more in ({}, dict(digits=False))] == [3, 1]
+  assert load(digits=False).decode(load(digits=False).encode(' 27 pens')) == ' 27 pens'
+  with pytest.raises(ValueError, match=r"with mask=True for encoders, or digits=False"):
+    load(digit=False)

@@ -100,6 +100,18 @@ def test_prompts_and_pairs_of_bundled_problems():
   assert plain.group(one) == str(len([line for line in plain.answer(one).split('\n') if not line.startswith('n')]))
 
 
+def test_prompts_that_name_the_numbers():
+  task, plain = make(counts=dict(train=30), numbers=True), make(counts=dict(train=30))
+  for one in task.examples('train'):
+    lines = task.prompt(one).removeprefix(plain.prompt(one))
+    assert lines + task.answer(one) == plain.answer(one) and lines.startswith('n0 = ') and task.answer(one)[0] in 'ta'
+    assert task.grade(one, task.answer(one) + '\n\n# more\nanswer = 0') == 1.0 and task.grade(one, '') == task.grade(one, 'answer = n9') == 0.0
+    assert task.learn(one, task.answer(one) + '\nprint(1)') == [(task.prompt(one), task.answer(one))]
+  assert make(numbers=True, prompt='few_shot').prompt(one).endswith('\n\n' + task.prompt(one))
+  with pytest.raises(ValueError, match="numbers=True is for source='bundled'"):
+    make(numbers=True, source='openai/gsm8k')
+
+
 @pytest.mark.parametrize('source', ['bundled', 'gsm8k'])
 def test_the_examples_of_few_shot_prompts_run_in_both_modes(source, tmp_path):
   """Nine lines that nobody checked would teach nonsense: each example is a program that ends, in the paper's mode where it writes floats."""
