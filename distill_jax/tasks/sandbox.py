@@ -34,6 +34,7 @@ ISOLATIONS = dict(
 VERDICTS = ('passed', 'wrong', 'error', 'timeout', 'memory', 'forbidden')
 REMEMBERED, LONGEST = 50_000, 4000      # results kept for equal programs, and the longest output and value (as text) of one that is kept
 LEAST = dict(memory=(48 << 20) - 1, files=7)      # Python itself needs as much
+PROBE = 'import os\ntry:\n  os.fork() or os._exit(0)\n  held = False\nexcept OSError:\n  held = True'      # the limit of processes has to bind
 GRACE = 20.0              # seconds after its limit in which the jail must answer, or it is replaced
 
 
@@ -93,9 +94,12 @@ class _Worker:
                                     start_new_session=True, env=sandbox_jail.ENVIRONMENT)
     self.rest = b''
     answer = self.ask(dict(filter=base64.b64encode(filter_code).decode()), 60)
-    if answer != dict(ready=True):
-      says = self.close().strip()[-500:]
-      raise RuntimeError(f'sandbox: the jail does not start: {says or "no answer"}. It needs bubblewrap and user namespaces '
+    if answer == dict(ready=True) and isolation == 'jail':
+      answer = self.ask(dict(source=PROBE, read='held', test='', limits=Limits(processes=1)._asdict()), 60)
+    if not answer or not answer.get('ready', answer.get('value')):
+      detail = 'no answer' if answer is None else answer.get('detail') or 'a program was not held to one process'
+      says = self.close().strip()[-500:] or detail
+      raise RuntimeError(f'sandbox: the jail does not start: {says}. It needs Linux 5.8, bubblewrap and user namespaces '
                          f'(`sysctl user.max_user_namespaces`, in a container: its seccomp profile): {sandbox_jail.INSTALL}; {sandbox_jail.WEAK}')
 
   def ask(self, request, seconds):

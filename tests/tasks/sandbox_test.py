@@ -191,6 +191,19 @@ def wait_for(condition, seconds=20):
     time.sleep(0.05)
 
 
+@pytest.mark.slow
+def test_nothing_is_left_of_many_programs(jail):
+  """2,000 programs of all kinds: processes, descriptors, files and the jails' memory end as they were after the first 500."""
+  from benchmarks.sandbox import KINDS, state
+  states = []
+  for start in range(0, 2000, 500):
+    run([Program(KINDS[i % len(KINDS)].format(number=i) + f'\n# {start}') for i in range(start, start + 500)])
+    states.append(state())
+  for name in ('processes', 'descriptors', 'jail_descriptors', 'mounts'):
+    assert states[-1][name] == states[0][name], (name, states)
+  assert states[-1]['jail_mib'] < states[0]['jail_mib'] + 4, states
+
+
 @pytest.mark.parametrize('call, error, says', [
     (lambda: run(['x = 1']), TypeError, 'takes Programs, not str'), (lambda: run([Program(3)]), TypeError, 'Program.source should be text, it is int'),
     (lambda: run([Program('1', read=2)]), TypeError, 'Program.read should be text'), (lambda: run([Program('1')], limits=Limits(memory=0)), ValueError, 'Limits.memory'),
@@ -217,6 +230,12 @@ def test_a_jail_that_cannot_be_replaced_raises_and_is_tried_again(jail, monkeypa
     run([Program(f'y = {i}') for i in range(20)])
   monkeypatch.undo()
   assert {r.verdict for r in run([Program(f'y = {i}') for i in range(20)])} == {'passed'}
+
+
+def test_a_limit_of_processes_that_does_not_bind_is_named(jail, monkeypatch):
+  monkeypatch.setattr(sandbox, 'PROBE', 'held = False')
+  with pytest.raises(RuntimeError, match='a program was not held to one process.*Linux 5.8'):
+    sandbox._Worker('jail')
 
 
 def test_forbidden_namespaces_are_named(monkeypatch):
