@@ -91,7 +91,7 @@ class _Worker:
     filter_code = sandbox_jail.filter_of(isolation)
     self.errors = tempfile.TemporaryFile()
     self.process = subprocess.Popen(sandbox_jail.command(isolation), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, bufsize=0,
-                                    start_new_session=True, env=sandbox_jail.ENVIRONMENT)
+                                    start_new_session=True, env=sandbox_jail.ENVIRONMENT, cwd=tempfile.gettempdir())
     self.rest = b''
     answer = self.ask(dict(filter=base64.b64encode(filter_code).decode()), 60)
     if answer == dict(ready=True) and isolation == 'jail':
@@ -119,7 +119,10 @@ class _Worker:
         return None
       self.rest += data
     line, _, self.rest = self.rest.partition(b'\n')
-    return json.loads(line)
+    try:
+      return json.loads(line)
+    except RecursionError:      # a forged value
+      return None
 
   def close(self):
     """Ends the jail and all in it. -> what it wrote to stderr"""
@@ -173,8 +176,11 @@ class _Pool:
         answer = dict(verdict='error', detail=f'the jail died or hung twice under this program: {says}', seconds=seconds)
     finally:
       self.idle.put(worker)
-    return Result(answer['verdict'], answer['detail'], _value(answer.get('value')), answer['seconds'], answer.get('kind', ''),
-                  answer.get('output', ''), self.isolation)
+    try:
+      value = _value(answer.get('value'))
+    except (KeyError, TypeError, ValueError, RecursionError):      # whoever found the token may say anything
+      answer, value = answer | dict(verdict='forbidden', detail='forged a value'), None
+    return Result(answer['verdict'], answer['detail'], value, answer['seconds'], answer.get('kind', ''), answer.get('output', ''), self.isolation)
 
   def remember(self, results):
     with self.lock:

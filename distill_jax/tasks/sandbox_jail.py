@@ -113,7 +113,7 @@ def interpreter():
 def command(isolation):
   """The command line that starts a fork server."""
   if isolation == 'rlimits':
-    return [interpreter(), '-s', '-S', '-B', '-E', '-X', 'utf8', '-W', 'ignore', str(SERVER)]
+    return [interpreter(), '-s', '-S', '-B', '-X', 'utf8', '-W', 'ignore', str(SERVER)]
   stdlib, home = sysconfig.get_path('stdlib'), f'/python/{sys.platlibdir}/python{sys.version_info[0]}.{sys.version_info[1]}'
   bwrap = [shutil.which('bwrap') or 'bwrap', '--unshare-pid', '--unshare-net', '--unshare-ipc', '--unshare-uts', '--hostname', 'sandbox', '--clearenv']
   if os.geteuid() != 0:      # root leaves root inside the jail, see sandbox_server.enter

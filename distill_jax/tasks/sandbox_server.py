@@ -145,9 +145,8 @@ class Watch:
   def kill(self, why=''):
     self.ended = self.ended or why
     try:
-      if self.init:
-        os.kill(self.init, signal.SIGKILL)
-      else:
+      os.kill(self.init or self.pid, signal.SIGKILL)
+      if not self.init:
         os.killpg(self.pid, signal.SIGKILL)
     except (ProcessLookupError, PermissionError):      # a group of nothing but the ended program
       pass
@@ -178,8 +177,9 @@ class Watch:
     if self.init:
       os.waitpid(self.init, 0)      # returns when nothing is left in the namespace
     for number in list(self.names):
-      while self.read(number):
-        pass
+      for _ in range(32):      # more than a pipe holds; in the weak mode somebody may still write
+        if not self.read(number):
+          break
     os.close(self.handle)
     return status, used.ru_utime + used.ru_stime, seconds
 
@@ -208,9 +208,11 @@ def verdict(limits, token, watch, status, used):
     return dict(verdict=watch.ended, detail=f'ended after {limit}')
   if said and status == 0:
     try:
-      if said.startswith(token):
-        return json.loads(said[len(token):])
-    except ValueError:
+      answer = json.loads(said[len(token):]) if said.startswith(token) else None
+      if isinstance(answer, dict) and answer.keys() == {'verdict', 'detail', 'value', 'kind'}:
+        if all(isinstance(answer[name], str) for name in ('verdict', 'detail', 'kind')):
+          return answer
+    except (ValueError, RecursionError):
       pass
     return dict(verdict='forbidden', detail='wrote to the descriptor of the verdict')
   number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0

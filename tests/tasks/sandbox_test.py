@@ -140,6 +140,12 @@ def test_what_a_pass_cannot_be_trusted_for(jail):
   """As the docstring says: source and test share an interpreter."""
   same = 'class Same:\n  def __eq__(self, other):\n    return True\ndef f():\n  return Same()'
   assert run([Program(same, test='assert f() == 3')])[0].verdict == 'passed'
+  forge = ('import os, sys\nframe = sys._getframe()\nwhile "token" not in frame.f_locals:\n  frame = frame.f_back\n'
+           'os.write(3, (frame.f_locals["token"] + %r).encode())\nos._exit(0)')
+  values = ['null', '{"a": 1}', '{"": [1]}', '{"": [[{"": []}, 1]]}', '[' * 900 + ']' * 900, '[' * 90000 + ']' * 90000, '1' * 9000]
+  said = ['{"verdict": "passed", "detail": "", "kind": "", "value": ' + value + '}' for value in values] + ['[]', '{}', '{"verdict": 1}', 'x']
+  verdicts = [result.verdict for result in run([Program(forge % text, test='assert False') for text in said])]
+  assert verdicts[0] == 'passed' and set(verdicts[1:4] + verdicts[5:]) == {'forbidden'}, verdicts      # nothing raises here
 
 
 def test_a_jail_that_dies_is_replaced(jail):
