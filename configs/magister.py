@@ -19,11 +19,11 @@ Figures reached and times in configs/README.md.
 from ml_collections import ConfigDict
 
 SHAPE = dict(model='encoder_decoder', width=48, layers=2, heads=2, mlp_width=96)
-ADAMW = dict(lr=4e-3, warmup=20, decay='cosine', final=0.05, weight_decay=0.01, b2=0.98)
+ADAMW = dict(lr=5e-3, warmup=20, decay='cosine', final=0.05, weight_decay=0.01, b2=0.98)
 LAPTOP = dict(
-    task=dict(task='stories', counts=dict(read=1500, train=2000, dev=100, test=200, test_longer=200)), weak_task=dict(right=0.35, lucky=0.15),
-    splits=('test', 'test_longer'), new=dict(model=SHAPE, tokenizer=dict(bpe=448)), read_steps=800, steps=600, long_steps=5000, batch=16,
-    length=44, source_length=40, answers_length=8, optim=ADAMW, max_new_tokens=64, answers_tokens=6, evaluate_batch=100, save=2000, log=20,
+    task=dict(task='stories', counts=dict(read=1500, train=2000, dev=100, test=200, test_longer=100)), weak_task=dict(right=0.35, lucky=0.15),
+    splits=('test', 'test_longer'), new=dict(model=SHAPE, tokenizer=dict(bpe=448)), read_steps=700, steps=400, long_steps=3455, batch=16,
+    length=44, source_length=40, read_length=24, answers_length=8, optim=ADAMW, max_new_tokens=64, answers_tokens=6, evaluate_batch=100, save=2000, log=20,
     validate=None)
 BFLOAT16 = dict(params_dtype='bfloat16', overrides=dict(dtype='bfloat16'))
 SIZES = {
@@ -31,7 +31,7 @@ SIZES = {
     'tiny': {**LAPTOP, **dict(
         task=dict(task='stories', counts=dict(read=24, train=48, dev=4, test=4, test_longer=4)), splits=('test',),
         new=dict(model={**SHAPE, 'width': 16, 'layers': 1, 'mlp_width': 16}, tokenizer=dict(bpe=320)), read_steps=2, steps=2, long_steps=3, batch=8,
-        max_new_tokens=8, length=64, source_length=64, answers_length=16, answers_tokens=4, evaluate_batch=4, log=1,
+        max_new_tokens=8, length=64, source_length=64, read_length=64, answers_length=16, answers_tokens=4, evaluate_batch=4, log=1,
         without=[*(name for arm in ('cot_20', 'cot_4', 'weak', 'gold', 'answers') for name in (arm, f'evaluate_{arm}', f'evaluate_{arm}_calculator')),
                  *(f'evaluate_{arm}_calculator' for arm in ('unfiltered', 'hint'))])},
     # As published where that is known: T5, exemplars with the answer in them, right chains kept, the student chosen on held-out training questions.
@@ -68,13 +68,20 @@ def get_config(size: str = '') -> ConfigDict:
     c.roles.base = dict(stage='read', role='student')
   c.roles.update({f'student_{arm}': dict(stage=arm, role='student') for arm in (*CHAINS, *ANSWERS)})
   stages = {**_texts(s, narrated), **_training(s, narrated), **_evaluations(s)}
-  c.stages, c.run = stages, [name for name in stages if name not in s.get('without', ())]
+  c.stages, c.run = stages, [name for name in _order(stages) if name not in s.get('without', ())]
   c.compare = [
       ('evaluate_cot', 'evaluate_answers_kept', 'test'),      # stated beforehand: the first is better
       *(('evaluate_cot', f'evaluate_{other}', 'test') for other in ('answers', 'answers_long', 'unfiltered', 'weak')),
       ('evaluate_hint', 'evaluate_cot', 'test'), ('evaluate_gold', 'evaluate_cot', 'test'), ('evaluate_cot_calculator', 'evaluate_cot', 'test'),
       *(('evaluate_cot', 'evaluate_answers_kept', split) for split in s['splits'][1:])]
   return c
+
+
+def _order(stages) -> list:
+  """Texts, the base, then arm by arm what trains it and what measures it."""
+  arms = ('base', 'cot', 'answers_kept', 'hint', 'unfiltered', 'gold', 'answers', 'weak', 'cot_20', 'cot_4', 'answers_long')
+  measured = [name for arm in arms for name in (arm, f'evaluate_{arm}', f'evaluate_{arm}_calculator') if name in stages]
+  return [*(name for name in stages if name not in measured), *measured]
 
 
 def _tasks(s, narrated) -> dict:
@@ -110,8 +117,8 @@ def _training(s, narrated) -> dict:
     return {**student, **data, 'task': task, 'title': title, **more}
 
   # one step after another story: what T5 brings along from its pretraining
-  base = dict(read=dict(**training, roles=dict(student='new'), task='read', split='read', target='gold', steps=s['read_steps'],
-                        title='before the lessons'))
+  short = {**training, 'length': s['read_length'], 'source_length': s['read_length']}
+  base = dict(read=dict(**short, roles=dict(student='new'), task='read', split='read', target='gold', steps=s['read_steps'], title='before the lessons'))
   chains = {name: arm(texts, 'cot', title) for name, (texts, title) in CHAINS.items()}
   answers = {name: arm(texts, 'answers', title, length=s['answers_length']) for name, (texts, title) in ANSWERS.items()}
   answers['answers_long']['steps'] = s['long_steps']

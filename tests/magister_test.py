@@ -27,6 +27,7 @@ def test_every_size_is_checked(recipe, size):
   made = recipe.get_config(size).to_dict()
   pipeline.check(made, main.sources())
   stages = made['stages']
+  assert len(made['run']) == len(set(made['run'])) and set(made['run']) <= set(stages) and (size == 'tiny' or set(made['run']) == set(stages))
   arms = [stages[name] for name in ('cot', 'cot_20', 'cot_4', 'unfiltered', 'weak', 'hint', 'gold', 'answers', 'answers_kept')]
   assert len({(arm['steps'], arm['batch'], arm['pack'], arm['source_length'], json.dumps(arm['optim']), arm['roles']['student']) for arm in arms}) == 1
   assert stages['answers_long']['steps'] > stages['answers']['steps']
