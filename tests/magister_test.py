@@ -61,4 +61,4 @@ def test_the_tiny_size_runs(tmp_path):
   assert summary('all')['kept'] == summary('all')['texts'] and 0 < summary('kept_hint')['measures_kept']['true_steps'] <= 1
   figures = summary('evaluate_cot')['metrics']['test']
   assert {'lenient', 'complete', 'rewritten'} <= set(figures) and summary('evaluate_cot_calculator')['calculator'] is True
-  assert set(summary('evaluate_cot')['groups']['test']) <= {'2', '3', '4'}
+  assert set(summary('evaluate_cot')['groups']['test']) <= {'2', '3'}

@@ -1,16 +1,16 @@
-"""Short made-up stories of arithmetic: a person, a thing, and 1 to 5 moves, each one sentence and one equation of the worked solution.
+"""Short made-up stories of arithmetic: a person, a thing, and 1 to 4 moves, each one sentence and one equation of the worked solution.
 
 `stories(split, count, *, seed=0)` -> dicts question, chain (list of [left, operation, right, result]), answer. Deterministic (`random.Random(str)`),
 `stories(s, m)` is the beginning of `stories(s, n)` for m < n, and no question stands twice in a split.
 
-Amounts stay within 1..30, and what moves add or take is small: easier by far than `problems.py`, for students of a few hundred thousand
+Amounts stay within 1..20, and what moves add or take is small: easier by far than `problems.py`, for students of a few hundred thousand
 parameters that start from nothing.
 
 Splits, by construction:
   read         one step: what a student reads before it is taught.
-  train, dev   2 to 4 steps.
-  test         2 to 4 steps; person and thing never occur together in read, train or dev, nor does the chain of numbers in train or dev.
-  test_longer  5 steps, one more than was ever taught; people, things and numbers as test.
+  train, dev   2 or 3 steps.
+  test         2 or 3 steps; person and thing never occur together in read, train or dev, nor does the chain of numbers in train or dev.
+  test_longer  4 steps, one more than was ever taught; people, things and numbers as test.
 Pairs of person and thing, and chains of numbers, fall in ten buckets each by CRC32 (BUCKETS).
 """
 import random
@@ -19,17 +19,17 @@ from typing import Any
 
 PEOPLE = ('Ann', 'Ben', 'Carl', 'Dora', 'Eva', 'Finn', 'Gina', 'Hugo', 'Ida', 'Jan', 'Kim', 'Leo')
 THINGS = ('pens', 'cards', 'eggs', 'coins', 'books', 'shells', 'cups', 'stones', 'beads', 'plums')
-STEPS = dict(read=(1,), train=(2, 3, 4), dev=(2, 3, 4), test=(2, 3, 4), test_longer=(5,))
+STEPS = dict(read=(1,), train=(2, 3), dev=(2, 3), test=(2, 3), test_longer=(4,))
 SPLITS, TESTS = tuple(STEPS), ('test', 'test_longer')
 TRAINED = 8       # pairs of person and thing of buckets 0-7
 BUCKETS = dict(read=range(10), train=range(7), dev=(7,), test=(8, 9), test_longer=(8, 9))      # of numbers
-MOST, LARGEST_START = 30, 16
+MOST, LARGEST_START = 20, 12
 # move: (operation, smallest and largest number, sentences). {P} the person, {Q} somebody else, {n} the number, {t} the things
 MOVES = dict(
-    buy=('+', 2, 6, ('{P} buys {n}.', '{P} finds {n}.')),
-    get=('+', 2, 6, ('{Q} gives {P} {n}.', '{P} gets {n} from {Q}.')),
-    give=('-', 2, 6, ('{P} gives {Q} {n}.', '{P} sells {n}.')),
-    lose=('-', 2, 6, ('{P} loses {n}.', '{n} break.')),
+    buy=('+', 2, 5, ('{P} buys {n}.', '{P} finds {n}.')),
+    get=('+', 2, 5, ('{Q} gives {P} {n}.', '{P} gets {n} from {Q}.')),
+    give=('-', 2, 5, ('{P} gives {Q} {n}.', '{P} sells {n}.')),
+    lose=('-', 2, 5, ('{P} loses {n}.', '{n} break.')),
     double=('*', 2, 2, ('They double.',)),
     halve=('/', 2, 2, ('Half of them break.',)))
 START = '{P} has {n} {t}.'
@@ -37,7 +37,7 @@ ASK = 'How many now?'
 
 
 def apply(left: int, operation: str, right: int) -> int | None:
-  """The result of one step; None where it is no whole number of 1..30."""
+  """The result of one step; None where it is no whole number of 1..20."""
   if operation == '/' and left % right:
     return None
   result = {'+': left + right, '-': left - right, '*': left * right, '/': left // right}[operation]
