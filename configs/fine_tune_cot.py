@@ -8,8 +8,9 @@
 
 Ho et al. 2022 (arXiv 2212.10071; ACL 2023). The teacher writes D rationales a question (zero-shot-CoT in two steps, Kojima et al. 2022), those
 whose answer is the gold one are kept, the student learns `question ###` -> ` rationale --> gold answer`. Arms of equal steps: answers only; D = 1,
-2, 4, 8; controls: D = 1 unfiltered, D = 1 with each rationale repeated 8 times, answers of the questions that survive the filter; two sizes of
-students; zero-shot and zero-shot-CoT of the untrained student. The last step is reported, nothing is chosen on test.
+2, 4, 8; controls: D = 1 unfiltered, D = 1 with each rationale 8 times, one right rationale of 8 (the questions of D = 8 without its diversity),
+answers of the questions that survive the filter; two sizes of students; zero-shot and zero-shot-CoT of the untrained student. The last step is
+reported, nothing is chosen on test.
 Laptop size: sums of two steps; the teacher is the task's narrator (several styles; two texts in five hold a wrong step and so a wrong answer).
 `:recorded`: PaLM 540B on SVAMP and CommonsenseQA (records with `palm_540b_cot`, Hsieh et al. 2023), Codex on twelve tasks of BIG-Bench Hard (tasks/ and
 code_davinci_002_cot.jsonl.gz of suzgunmirac/BIG-Bench-Hard). Figures reached and times in configs/README.md.
@@ -82,8 +83,8 @@ def get_config(size: str = '') -> ConfigDict:
     stages[f'evaluate_{name}'] = dict(_asking(s, 'answers' if short else 'student', title, s['answer_tokens'] if short else s['max_new_tokens']),
                                       roles=dict(student=f'{name}_student'))
   c.stages, c.run = stages, list(stages)
-  pairs = [(f'cot_{most}', 'answers'), ('cot_1', 'answers'), (f'cot_{most}', 'cot_1'), (f'cot_{most}', 'cot_repeated'), ('cot_1', 'cot_unfiltered'),
-           ('cot_1', 'answers_surviving'), (f'cot_{most}_small', 'answers_small')]
+  pairs = [(f'cot_{most}', 'answers'), ('cot_1', 'answers'), (f'cot_{most}', 'cot_1'), (f'cot_{most}', 'cot_repeated'), (f'cot_{most}', 'cot_one'),
+           ('cot_1', 'cot_unfiltered'), ('cot_1', 'answers_surviving'), (f'cot_{most}_small', 'answers_small')]
   c.compare = [(f'evaluate_{a}', f'evaluate_{b}', split) for split in s['splits'] for a, b in pairs]
   return c
 
@@ -132,6 +133,7 @@ def _arms(samples, most):
       **arms,
       'cot_unfiltered': ('Fine-tune-CoT, D = 1, unfiltered', 'large', 'kept_unfiltered', dict(**one, **student('student'), keep='all')),
       'cot_repeated': (f'Fine-tune-CoT, D = 1, each {most} times', 'large', 'kept_repeated', dict(**one, **student('repeated'))),
+      'cot_one': (f'Fine-tune-CoT, one right rationale of {most}', 'large', 'kept_one', dict(samples=most, cap=1, **student('student'))),
       'answers': ('answers only', 'large', None, None),
       'answers_surviving': ('answers only, questions that survive D = 1', 'large', 'kept_answers', dict(**one, **student('answers'))),
       f'cot_{most}_small': (f'Fine-tune-CoT, D = {most}, small student', 'small', f'kept_{most}', dict(samples=most, **student('student'))),
