@@ -53,8 +53,14 @@ CONFIGS = dict(Gemma3='Gemma3TextConfig')
 MODELS_OF = dict(GPT2='GPT2LMHeadModel')
 # what these do is done by others too: their text and mesh wait for `pytest -m slow`
 LIKE_OTHERS = ('gpt2_untied', 'gpt_neox_sequential', 'llama', 'llama_biases', 'qwen2_windows', 'phi3_long', 'gemma')
+WRITE_LIKE_OTHERS = ('qwen2', 'qwen3', 'gemma2', 'qwen3_moe')
+CUT_LIKE_OTHERS = ('gpt_neo', 'gpt_j', 'opt', 'mistral', 'qwen2', 'qwen3', 'gemma2')
 every = pytest.mark.parametrize('kind', THEIRS)
-most = pytest.mark.parametrize('kind', [pytest.param(kind, marks=[pytest.mark.slow] * (kind in LIKE_OTHERS)) for kind in THEIRS])
+
+
+def but(kinds):
+  """Every kind; these, and LIKE_OTHERS, are slow."""
+  return pytest.mark.parametrize('kind', [pytest.param(kind, marks=[pytest.mark.slow] * (kind in (*LIKE_OTHERS, *kinds))) for kind in THEIRS])
 
 
 class Case(NamedTuple):
@@ -146,7 +152,7 @@ def test_logits_and_hidden_states(kind):
   assert theirs.logits.std() > 0.3
 
 
-@most
+@but(WRITE_LIKE_OTHERS)
 def test_greedy_text(kind):
   """64 tokens through `decode`, with its cache."""
   import torch
@@ -183,7 +189,7 @@ def test_the_way_back_is_bitwise(kind, tmp_path):
     np.testing.assert_array_equal(leaf, tree.flatten(made.params)[path])
 
 
-@most
+@but(CUT_LIKE_OTHERS)
 def test_cut_over_a_mesh(kind):
   """Each device reads its piece from disk; the logits are those of transformers."""
   made = case(kind)

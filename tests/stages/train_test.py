@@ -33,9 +33,12 @@ def assert_same(a, b):
 
 
 def test_more_steps_continue_the_same_run(small, call, settings):
-  summary = call('train', 'straight', steps=6, **settings)
+  summary = call('train', 'straight', steps=6, **{**settings, 'how': dict(save=1, log=1, keep=1)})
   assert (summary['kind'], summary['steps'], summary['examples'], summary['dropped']) == ('train', 6, 6, 0)
   assert summary['best'] is None and summary['final']['loss'] > 0 and summary['parameters'] > 1000
+  saved = Checkpoints(call.out('straight') / 'checkpoints')
+  assert saved.latest() == 6 and [path.name for path in (call.out('straight') / 'checkpoints').iterdir() if path.name.isdigit()] == ['6'], 'old ones go'
+  saved.close()
   assert call('train', 'halves', steps=3, **settings)['steps'] == 3
   assert call('train', 'halves', steps=6, **settings)['steps'] == 6
   assert_same(params_of(call.out('straight') / 'student'), params_of(call.out('halves') / 'student'))
@@ -161,11 +164,3 @@ def test_labelled_examples_are_read_when_asked_for(call, labelled):
   examples = stage.Labelled(shards.open_shards(call.out('label')))
   assert len(examples) == 6 and examples.lengths == [len(examples[i]['tokens']) for i in range(6)]
   assert set(examples[0]) == {'id', 'tokens', 'targets', 'weights', 'label/top_ids', 'label/top_logps'}
-
-
-def test_old_checkpoints_go(call, settings):
-  call('train', 'train', steps=6, **{**settings, 'how': dict(save=1, log=1, keep=1)})
-  saved = Checkpoints(call.out('train') / 'checkpoints')
-  assert saved.latest() == 6
-  saved.close()
-  assert sorted(path.name for path in (call.out('train') / 'checkpoints').iterdir() if path.name.isdigit()) == ['6']
