@@ -16,9 +16,10 @@ from ml_collections import ConfigDict
 
 ALL = ('ict', 'icld', 'icld_lm', 'lm_only', 'smoothed', 'shuffled', 'matched')
 LAPTOP = dict(
-    counts={}, task_seed=0, k=8, draws=5, tuned=None, queries=None, length=64, plain_length=48, bpe=1200, max_length=128,
-    teacher=dict(width=96, layers=3, heads=4, mlp_width=256), student=dict(width=48, layers=2, heads=4, mlp_width=128),
-    teacher_lm=1000, student_lm=400, teacher_steps=1000, steps=300, batch=16, lm_batch=16, lr=3e-3, warmup=30, decay='cosine', weight_decay=0.05, alpha=0.5, beta=1.0,
+    counts=dict(features=6, labels=6, carriers=16, classes=3, tasks=300, tested=24, examples=24, queries=8, shots=32, subjects=60, objects=6, relations=4, held=3,
+                lists=1000), task_seed=0, k=6, draws=5, tuned=None, queries=None, length=64, plain_length=48, bpe=1200, max_length=128,
+    teacher=dict(width=64, layers=3, heads=2, mlp_width=128), student=dict(width=32, layers=2, heads=2, mlp_width=64),
+    teacher_lm=1000, student_lm=300, teacher_steps=1500, steps=300, batch=16, lm_batch=16, lr=5e-3, warmup=50, decay='cosine', weight_decay=0.05, alpha=0.5, beta=1.0,
     evaluate_batch=128, save=1000, log=20, arms=dict(meta=ALL, multi=ALL))
 REAL = dict(name='word_tasks', source='data/icl_word_tasks', texts='data/trex_facts')
 SIZES = {
@@ -31,10 +32,11 @@ SIZES = {
     'words': {**LAPTOP, **dict(
         real=REAL, k=4, tuned=48, queries=16, bpe=2048, length=160, plain_length=96, max_length=256, teacher_lm=1500, student_lm=600, teacher_steps=1500, steps=400,
         arms=dict(meta=('ict', 'icld', 'icld_lm'), multi=('ict', 'icld', 'icld_lm')))},
-    # MetaICL's lengths, batch and steps
+    # MetaICL's lengths, cuts, batch and steps
     'full': {**LAPTOP, **dict(
         real=REAL, k=16, length=1024, plain_length=256, max_length=1024, teacher='openai-community/gpt2-large', student='openai-community/gpt2',
-        teacher_steps=30000, steps=30000, batch=8, lm_batch=8, lr=1e-5, warmup=0, decay='linear', weight_decay=0.0, evaluate_batch=64)},
+        teacher_steps=30000, steps=30000, batch=8, lm_batch=8, lr=1e-5, warmup=0, decay='linear', weight_decay=0.0, evaluate_batch=64,
+        cuts=dict(cap=256, length=1024, cut='tokens', roles=dict(student='student_lm')))},
 }
 ARMS = dict(      # name: (title, keywords of the method, None for plain distillation on texts; which rows; rows of a batch)
     ict=('ICT', dict(alpha=1.0), 'episodes', 1),
@@ -65,7 +67,7 @@ def get_config(size: str = '') -> ConfigDict:
   c.stages = dict(texts=dict(stage='episodes', task='texts', form='plain'))
   c.run, c.compare = ['texts'], []
   c.roles = _language_models(c, s, training)
-  draw = dict(stage='episodes', k=s['k'])
+  draw = dict(stage='episodes', k=s['k'], **s.get('cuts', {}))
   for p in (p for p in PARADIGMS if s['arms'][p]):
     tune = dict(**draw, tasks=trained) if p == 'meta' else dict(**draw, tasks=tested, split='shots')
     tests = dict(**draw, split='test', pool='shots', count=s['queries'], **(dict(draws=s['draws']) if p == 'multi' else {}))

@@ -50,6 +50,8 @@ def icl(roles, *, task=None, text=None, alpha: float | Mapping[str, float] = 0.5
   hide = marks.hide(marks.one_sided(roles))
   allowed = None if candidates is None else single_tokens(text, candidates)
   encoder = student.model.name == 'encoder'
+  if encoder and teacher_length is not None:
+    raise ValueError('icl: teacher_length= is for decoders; an encoder and its teacher read the same rows')
 
   def within(logits):
     """Logits of the candidates, -inf elsewhere."""

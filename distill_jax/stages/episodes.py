@@ -11,20 +11,22 @@ TEACHER = ('k', 'labels')
 
 
 def episodes(out, inputs, *, seed, how, log, task=None, tasks=None, split='train', pool=None, k=0, draws=1, overlap=True, form='pairs', masked=False,
-             labels='given', templates='drawn', teacher=None, roles=None, length=None, cap=None, count=None, part=4096) -> dict[str, Any]:
+             labels='given', templates='drawn', teacher=None, roles=None, length=None, cut='demonstrations', cap=None, count=None, part=4096) -> dict[str, Any]:
   """Writes `draws` episodes of each example of `split`, with k demonstrations of its own task, drawn by (seed, id, draw); see data/episodes.py.
 
   task, tasks: one, or several by any names, whose examples are drawn from together.  pool: the split that demonstrations come from (default: the
   same).  overlap=False: none with the query's input or label.  templates='every': an episode for each template of a cloze.  form: 'pairs' (CrossFit), 'cloze' (LAMA; masked=True: with the mask of an encoder's
   tokenizer), 'plain' (the task's answer alone, without prompt).  labels='shuffled': the demonstrations' labels are shuffled among them.
   teacher: dict(k=, labels=), another context for whoever teaches, of the same draw (method icl, teacher_length): k=0 here and k=8 there is context
-  distillation. roles: one, whose tokenizer counts: length: tokens of prompt and label, demonstrations are left out whole, the farthest first;
-  cap: of a single example, whose input is cut at its end (MetaICL: 256).  count: most examples of each task.
+  distillation. roles: one, whose tokenizer counts: length: most tokens of prompt and label; cut='demonstrations' leaves these out whole, the farthest
+  first (LAMA), 'tokens' cuts the prompt at its left, wherever that is (MetaICL); cap: of a single example, whose input is cut at its end (MetaICL: 256).  count: most examples of each task.
   """
   if labels not in lib.LABELS or (teacher or {}).get('labels', 'given') not in lib.LABELS:
     raise ValueError(f'episodes: labels={labels!r}, teacher={teacher}: labels are one of {", ".join(lib.LABELS)}')
   if set(teacher or {}) - set(TEACHER):
     raise ValueError(f'episodes: teacher={dict(teacher)} takes {", ".join(TEACHER)}')
+  if cut not in ('demonstrations', 'tokens'):
+    raise ValueError(f"episodes: cut={cut!r}: 'demonstrations' or 'tokens'")
   if (task is None) == (not tasks):
     raise ValueError('episodes: give task=, or several as tasks=dict(any_name=...)')
   if (length is not None or cap is not None or masked) and not roles:
@@ -40,9 +42,13 @@ def episodes(out, inputs, *, seed, how, log, task=None, tasks=None, split='train
   drawn = lib.draw(queries, shown, k=most, seed=seed, draws=draws, overlap=overlap, form=form, templates=templates)
   rows, gone = [], 0
   for episode in drawn:
-    own, left_out = _context(episode, k, labels, seed, text, length, write)
-    gone += left_out
+    own, left_out = _context(episode, k, labels, seed, text, length if cut == 'demonstrations' else None, write)
     prompt, completion = write(own)
+    if cut == 'tokens' and length is not None:
+      ids = text.encode(prompt)
+      kept = lib.cut(ids, text.encode(completion), length=length)
+      prompt, left_out = (prompt, 0) if len(kept) == len(ids) else (text.decode(kept), 1)
+    gone += left_out
     more = {}
     if teacher is not None:
       theirs, _ = _context(episode, teacher.get('k', k), teacher.get('labels', 'given'), seed, text, None, write)
@@ -53,7 +59,7 @@ def episodes(out, inputs, *, seed, how, log, task=None, tasks=None, split='train
     share.write(out, index, count_of_parts, records.columns(rows[index * part:(index + 1) * part]))
   parts_lib.finish(out, count=count_of_parts, fingerprints={}, kind='texts')
   return dict(kind='episodes', rows=len(rows), queries=len(queries), tasks=len({e['task'] for e in queries}), k=k, left_out=gone, form=form,
-              seconds=time.perf_counter() - began, notes=[f'{gone} demonstrations had no room in {length} tokens'] if gone else [])
+              seconds=time.perf_counter() - began, notes=[f'{gone} {"demonstrations had no room in" if cut == "demonstrations" else "prompts were cut to"} {length} tokens'] if gone else [])
 
 
 def _first(task, split, count, form) -> list[dict]:

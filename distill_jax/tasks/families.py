@@ -91,16 +91,35 @@ def world(seed: int, sizes: Counts) -> World:
   return World(features, labels, carriers, {name: {s: rng.choice(objects[name]) for s in subjects} for name in names}, objects)
 
 
+@functools.lru_cache(maxsize=8)
+def tables(seed: int, sizes: Counts) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+  """The maps of training and those under test, none of which is among the first."""
+  made, out, seen = world(seed, sizes), [], set()
+  for kind, count in dict(train=sizes.tasks, test=sizes.tested).items():
+    rng, found = random.Random(f'maps/{seed}/{kind}'), []
+    for _ in range(100 * count):
+      table = dict(zip(rng.sample(made.features, sizes.classes), rng.sample(made.labels, sizes.classes)))
+      mark = tuple(sorted(table.items()))
+      if len(found) < count and (mark not in seen or kind == 'train'):
+        found.append(table)
+        seen.add(mark)
+    if len(found) < count:
+      raise ValueError(f'families: {sizes.features} features and {sizes.labels} labels give too few maps: {count} under test beside those of training')
+    out.append(found)
+  return tuple(out)
+
+
 def _maps(made: World, seed: int, sizes: Counts, tested: bool, split: str):
   kind = 'test' if tested else 'train'
-  spans = dict(shots=(0, sizes.shots), dev=(sizes.shots, sizes.shots + sizes.queries), test=(sizes.shots + sizes.queries, sizes.shots + 2 * sizes.queries)) \
-      if tested else dict(train=(0, sizes.examples), dev=(sizes.examples, sizes.examples + sizes.queries))
-  for number in range(sizes.tested if tested else sizes.tasks) if split in spans else ():
-    rng, name = random.Random(f'map/{seed}/{kind}/{number}'), f'map-{kind}-{number}'
-    table = dict(zip(rng.sample(made.features, sizes.classes), rng.sample(made.labels, sizes.classes)))
+  if tested:
+    ends = dict(shots=(0, sizes.shots), dev=(sizes.shots, sizes.shots + sizes.queries), test=(sizes.shots + sizes.queries, sizes.shots + 2 * sizes.queries))
+  else:
+    ends = dict(train=(0, sizes.examples), dev=(sizes.examples, sizes.examples + sizes.queries))
+  for number, table in enumerate(tables(seed, sizes)[tested]) if split in ends else ():
+    name = f'map-{kind}-{number}'
     pairs = [(carrier, feature) for carrier in made.carriers for feature in table]
-    rng.shuffle(pairs)
-    start, stop = spans[split]
+    random.Random(f'{seed}/{name}').shuffle(pairs)
+    start, stop = ends[split]
     if stop > len(pairs):
       raise ValueError(f'families: a map has {len(pairs)} examples, split {split!r} ends at {stop}: take more carriers or classes')
     for carrier, feature in pairs[start:stop]:

@@ -98,6 +98,10 @@ def test_single_examples_and_whole_prompts_are_cut_by_tokens(small, call):
   cut = call('episodes', 'cut', task=task, k=3, roles=role, length=max(sizes) - 1)
   rows = records.read(call.out('cut'))
   assert cut['left_out'] == sum(size == max(sizes) for size in sizes) and max(map(count, rows)) < max(sizes)
+  call('episodes', 'left', task=task, k=3, roles=role, length=max(sizes) - 1, cut='tokens')
+  whole = {row['id']: row['prompt'] for row in records.read(call.out('whole'))}
+  for row in records.read(call.out('left')):
+    assert whole[row['id']].endswith(row['prompt']) and count(row) <= max(sizes) - 1
   call('episodes', 'capped', task=task, k=1, roles=role, cap=8)
   for row in records.read(call.out('capped')):
     shown = row['prompt'].split('\n')[0]
