@@ -5,7 +5,7 @@ Then:    cp -r runs/bundled_programs/export_teacher/model/. distill_jax/bundled/
 
 teacher: an imperfect language model of documents about generated problems: programs, one in five of them spoilt, worked solutions, questions.
   What follows a question depends on the document, so it has to be shown what is asked for.
-student: has read the questions, and programs that belong to none of them.
+student: has read questions, programs that belong to none, and questions before programs over their numbers by any operation.
 """
 from ml_collections import ConfigDict
 
@@ -47,7 +47,7 @@ def get_config(size: str = '') -> ConfigDict:
           card='It continues documents of generated grade-school problems with programs, solutions or questions, and makes mistakes.'),
       export_student=dict(
           stage='export', roles=dict(student='student'), task='student_reads', dtype='bfloat16',
-          card='It has read questions of generated grade-school problems, and programs that belong to none of them.'),
+          card='It has read questions of generated grade-school problems, and programs whose operations do not follow from them.'),
   )
   c.run = ['teacher', 'student', 'export_teacher', 'export_student']
   return c

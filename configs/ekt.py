@@ -22,9 +22,9 @@ from distill_jax.tasks.programs import STOP
 
 LAPTOP = dict(
     data=dict(source='bundled', numbers=True, counts=dict(train=400, dev=50, test=100), seed=1, check='strict'), teacher='bundled:program_teacher',
-    base='bundled:program_student', samples=6, cap=1, temperature=0.6, max_new_tokens=32, prompt_tokens=None, splits=('test',), n=100, ks=(1, 10, 100),
-    temperatures=(), greedy=True, arms=('ekt', 'kd', 'kd_shown', 'unfiltered', 'shuffled'), loss_on_prompt=True, length=112, asked_length=256,
-    steps=200, batch=8, optim=dict(lr=3e-3, warmup=20, decay='cosine', final=0.05, weight_decay=0.05, b2=0.98), rounds=2, round_samples=8,
+    base='bundled:program_student', samples=6, cap=1, temperature=0.6, max_new_tokens=32, prompt_tokens=None, splits=('test',), count=60,
+    n=100, ks=(1, 10, 100), temperatures=(), greedy=True, arms=('ekt', 'kd', 'kd_shown', 'unfiltered', 'shuffled'), loss_on_prompt=True, length=112,
+    asked_length=256, steps=200, batch=8, optim=dict(lr=3e-3, warmup=20, decay='cosine', final=0.05, weight_decay=0.05, b2=0.98), rounds=2, round_samples=4,
     generate_batch=256, evaluate_batch=512, label_batch=32, save=200, log=20, part=300)
 SIZES = {
     '': LAPTOP,
@@ -32,12 +32,12 @@ SIZES = {
     'temperatures': {**LAPTOP, **dict(temperatures=(0.3, 1.0))},
     'tiny': {**LAPTOP, **dict(
         data=dict(source='bundled', numbers=True, counts=dict(train=16, dev=4, test=4), seed=1, check='strict'), samples=2, n=4, ks=(1, 4), greedy=False,
-        arms=('ekt', 'kd_shown', 'shuffled'), steps=2, rounds=1, round_samples=4, generate_batch=32, evaluate_batch=16, label_batch=8, save=2, log=1,
+        arms=('ekt', 'kd_shown', 'shuffled'), steps=2, rounds=1, round_samples=2, generate_batch=32, evaluate_batch=16, label_batch=8, save=2, log=1,
         part=16)},
     # k, T, prompt budget, lengths, check, optimiser, batch and rounds as in the paper's runs; steps: theirs for the set of GPT-J, 140 epochs
     'full': {**LAPTOP, **dict(
         data=dict(source='openai/gsm8k', check='paper'), teacher='EleutherAI/gpt-j-6b', base='EleutherAI/gpt-neo-1.3B', samples=100,
-        max_new_tokens=150, prompt_tokens=756, length=400, asked_length=1024, pack=False, steps=12180, batch=32,
+        count=None, max_new_tokens=150, prompt_tokens=756, length=400, asked_length=1024, pack=False, steps=12180, batch=32,
         optim=dict(lr=1e-4, warmup=100, decay='linear', weight_decay=0.1), rounds=10, round_samples=100, save=500, part=512, label_dtype='float16',
         teacher_as=dict(params_dtype='bfloat16', overrides=dict(dtype='bfloat16')), base_as=dict(overrides=dict(dtype='bfloat16')),
         training_how=dict(mesh=dict(fsdp=-1)), label_how=dict(mesh=dict(fsdp=-1)), teacher_how=dict(mesh=dict(data=-1, tensor=4)))},
@@ -84,6 +84,7 @@ def get_config(size: str = '') -> ConfigDict:
       teacher=('teacher', 'teacher with examples', 'few_shot'))
   for name, (role, title, task) in systems.items():
     _evaluate(c, s, name, role, title, task)
+  c.run = sorted(c.run, key=lambda name: name.startswith('greedy_'))      # what is compared comes first
   c.compare = [('evaluate_ekt', f'evaluate_{other}', split, metric) for other in (*[arm for arm in arms if arm != 'ekt'], 'expert', 'few_shot')
                for split in s['splits'] for metric in (f'pass@{s["ks"][-1]}', 'accuracy')]
   return c
@@ -127,8 +128,9 @@ def _expert_iteration(c, s, asking, sorting):
 
 def _evaluate(c, s, name, role, title, task):
   """Samples at the common temperature, greedy texts, and the other temperatures where they are asked for."""
-  asked = dict(stage='evaluate', task=task, roles={'teacher' if role == 'teacher' else 'student': role}, max_new_tokens=s['max_new_tokens'],
-               stop=STOP if task == 'few_shot' else (), prompt_tokens=s['prompt_tokens'], part=s['part'], how=dict(batch=s['evaluate_batch'], **s.get('evaluate_how', {})))
+  asked = dict(stage='evaluate', task=task, count=s['count'], roles={'teacher' if role == 'teacher' else 'student': role}, part=s['part'],
+               max_new_tokens=s['max_new_tokens'], stop=STOP if task == 'few_shot' else (), prompt_tokens=s['prompt_tokens'],
+               how=dict(batch=s['evaluate_batch'], **s.get('evaluate_how', {})))
   sampled = dict(samples=s['n'], ks=s['ks'])
   stages = {f'evaluate_{name}': dict(**asked, **sampled, temperature=s['temperature'], splits=s['splits'], title=title)}
   if s['greedy']:

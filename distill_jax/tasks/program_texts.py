@@ -5,7 +5,7 @@ import random
 from distill_jax.core.keys import content_id, id_text
 from distill_jax.core.types import Task
 from distill_jax.tasks import problems
-from distill_jax.tasks.program_lines import made_up, program, spoilt
+from distill_jax.tasks.program_lines import NUMBER, made_up, program, spoilt
 
 HELD = ('dev', 'test')
 BLOCKS = 4      # most questions of a document
@@ -42,17 +42,23 @@ def _lines(rows, rng, spoil):
   return '\n\n'.join(texts)
 
 
+def _unrelated(rows, rng, spoil):
+  """A question, and a program over its numbers whose operations do not follow from it."""
+  return '\n\n'.join(_one_line(row) + '\n' + made_up(NUMBER.findall(row['question']), rng) for row in rows)
+
+
 READERS = dict(
     # a question alone does not say what follows it; a document does
     teacher=((_programs, 0.55), (_solutions, 0.15), (_questions, 0.1), (_lines, 0.2)),
-    student=((_questions, 0.5), (_lines, 0.5)))
+    student=((_questions, 0.3), (_lines, 0.3), (_unrelated, 0.4)))
 
 
 def program_texts(*, reader='teacher', count=4000, dev=50, spoil=0.2, seed=0):
   """The task: its prompts are documents, to be read with target='prompt'. -> Task
 
   reader: 'teacher': documents of 1-4 problems in one manner each, programs (a share `spoil` of them spoilt), worked solutions or questions
-    alone, or programs that belong to no question. 'student': questions alone, and programs that belong to no question.
+    alone, or programs that belong to no question. 'student': questions alone, programs that
+    belong to no question, and questions before programs over their numbers by any operation.
   count, dev: documents of train, and of each of the others. All problems are of the generator's split train, kind SHORT.
   """
   if reader not in READERS:
