@@ -1,7 +1,8 @@
 """EPR: a language model says which demonstrations help it, two encoders learn to retrieve them, and it answers with what they find.
 
-    python -m distill_jax.main --config=configs/epr.py              laptop: generated commands and a reader trained on them, CPU, minutes
+    python -m distill_jax.main --config=configs/epr.py              laptop: generated commands and a bundled reader, CPU, minutes
     python -m distill_jax.main --config=configs/epr.py:tiny         seconds; the whole pipeline, for tests
+    python -m distill_jax.main --config=configs/epr.py:reader       makes the bundled reader; then copy runs/epr/export/model into distill_jax/bundled/reader
     python -m distill_jax.main --config=configs/epr.py:break --config.tasks.task.source=DIR         Break, with a small reader trained here
     python -m distill_jax.main --config=configs/epr.py:smcalflow --config.tasks.task.source=DIR     SMCalFlow, likewise
     python -m distill_jax.main --config=configs/epr.py:full         Break, GPT-Neo-2.7B reads, two BERT-base encoders: the paper's setting
@@ -17,22 +18,23 @@ from ml_collections import ConfigDict
 
 LEARNT = dict(epr='EPR', dr_bm25='DR-BM25', cbr='CBR', shuffled='EPR, shuffled scores')
 COMMANDS = dict(
-    task=dict(task='commands'), own=dict(width=64, layers=2, heads=4, mlp_width=128, bpe=750, length=72, steps=1500, batch=16, lr=5e-3, shots=None), encoder=dict(model='encoder', width=64, layers=2, heads=4, mlp_width=128, max_length=64),
-    count=50, test=200, found=12, context=72, max_new_tokens=8, group=32, steps=300, lr=2e-3, warmup=30,
-    length=16, context_length=24, words='words', rank_batch=512, batch=100, encode_batch=100, arms=tuple(LEARNT), positive='sampled', chunk=None, dropout=0.1)
+    task=dict(task='commands'), own=None, reader=dict(load='bundled:reader'), tokenizer='bundled:reader', encoder=dict(model='encoder', width=64, layers=2, heads=4, mlp_width=128, max_length=64),
+    count=50, test=150, found=12, context=72, max_new_tokens=8, group=32, steps=300, lr=2e-3, warmup=30,
+    length=16, context_length=24, words='words', rank_batch=512, batch=100, encode_batch=100, arms=('epr', 'dr_bm25', 'shuffled'), positive='sampled', chunk=None, dropout=0.1)
 REAL = {**COMMANDS, **dict(
     own=dict(width=96, layers=3, heads=4, mlp_width=256, bpe=1024, length=256, steps=600, batch=8, lr=3e-3, shots=3), first=800, count=30, test=200, found=8, context=256,
     encoder=dict(model='encoder', width=64, layers=2, heads=4, mlp_width=128, max_length=128),
     max_new_tokens=72, length=40, context_length=96, arms=('epr', 'cbr'), words='spaces', rank_batch=128, batch=50)}
 SIZES = {
     '': COMMANDS,
-    'tiny': {**COMMANDS, **dict(task=dict(task='commands', counts=dict(episodes=200, train=40, test=8)), own={**COMMANDS['own'], 'steps': 3}, count=12, test=8, found=8, group=16, steps=3, warmup=1, arms=('epr', 'shuffled'), batch=8)},
+    'tiny': {**COMMANDS, **dict(task=dict(task='commands', counts=dict(train=40, test=8)), count=12, test=8, found=8, group=16, steps=3, warmup=1, arms=('epr', 'shuffled'), batch=8)},
+    'reader': {**COMMANDS, 'own': dict(width=64, layers=2, heads=4, mlp_width=128, bpe=750, length=72, steps=1500, batch=16, lr=5e-3, shots=None)},
     'break': {**REAL, 'task': dict(task='break_qdmr', source='data/break', longest=30)},
     'smcalflow': {**REAL, 'task': dict(task='smcalflow', source='data/smcalflow', longest=16), 'words': 'words'},
     # the release scores with the same prompts; Adam, 30 epochs of 44,000 questions in batches of 120
     'full': {**COMMANDS, **dict(
-        own=None, task=dict(task='break_qdmr', source='data/break'), words='spaces', reader=dict(load='EleutherAI/gpt-neo-2.7B', params_dtype='bfloat16', overrides=dict(dtype='bfloat16')),
-        encoder=dict(load='google-bert/bert-base-uncased', overrides=dict(dropout=0.1)), test=None, found=50, context=2048, max_new_tokens=256,
+        task=dict(task='break_qdmr', source='data/break'), words='spaces', reader=dict(load='EleutherAI/gpt-neo-2.7B', params_dtype='bfloat16', overrides=dict(dtype='bfloat16')),
+        encoder=dict(load='google-bert/bert-base-uncased', overrides=dict(dropout=0.1)), test=None, found=50, context=2048, max_new_tokens=256, arms=tuple(LEARNT),
         group=120, steps=11000, lr=1e-4, warmup=1237, length=256, context_length=256, chunk=24, rank_batch=64, batch=64)},
 }
 
@@ -47,10 +49,12 @@ def get_config(size: str = '') -> ConfigDict:
   c.title = 'Learning to retrieve demonstrations (EPR)'
   c.tasks = dict(task=s['task'])
   read = dict(stage='read', role='student')
-  encoder = dict(model={**s['encoder'], 'dropout': s['dropout']}, tokenizer=read) if s['own'] else s['encoder']
+  encoder = dict(model={**s['encoder'], 'dropout': s['dropout']}, tokenizer=read if s['own'] else s['tokenizer']) if 'model' in s['encoder'] else s['encoder']
   c.roles, c.stages, c.run = dict(encoder=encoder, reader=read if s['own'] else s['reader']), dict(), []
   if s['own']:
     _own_reader(c, s)
+  if size == 'reader':
+    return _reader(c)
   shared = dict(task='task')
   reads = dict(reader='reader')
   ask = dict(split='test', first=s['test'], count=s['found'], **shared)
@@ -102,3 +106,12 @@ def _own_reader(c: ConfigDict, s) -> None:
       stage='train', roles=dict(student='new'), task='task', method=dict(method='sft'), steps=o['steps'], batch=o['batch'], length=o['length'], overlong='cut', pack=False,
       optim=dict(lr=o['lr'], warmup=50, decay='cosine', final=0.05, weight_decay=0.05, b2=0.98), how=dict(save=500, log=50), title='reader', **texts)
   c.run += ['read']
+
+
+def _reader(c: ConfigDict) -> ConfigDict:
+  """The reader alone, and its export."""
+  c.title = 'The bundled reader of commands'
+  c.stages.export = dict(stage='export', roles=dict(student='reader'), task='task', dtype='bfloat16',
+                         card='It reads generated commands behind demonstrations of their form, and knows no name of any action by itself.')
+  c.run = ['read', 'export']
+  return c
