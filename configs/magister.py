@@ -22,7 +22,7 @@ SHAPE = dict(model='encoder_decoder', width=48, layers=2, heads=2, mlp_width=96)
 ADAMW = dict(lr=4e-3, warmup=20, decay='cosine', final=0.05, weight_decay=0.01, b2=0.98)
 LAPTOP = dict(
     task=dict(task='stories', counts=dict(read=1500, train=2000, dev=100, test=200, test_longer=100)), weak_task=dict(right=0.35, lucky=0.15),
-    splits=('test', 'test_longer'), new=dict(model=SHAPE, tokenizer=dict(bpe=448)), read_steps=2000, steps=600, long_steps=4610, batch=16,
+    splits=('test', 'test_longer'), new=dict(model=SHAPE, tokenizer=dict(bpe=448)), read_steps=2000, steps=1500, long_steps=11520, batch=16,
     length=36, source_length=32, read_length=24, answers_length=8, optim=ADAMW, max_new_tokens=52, answers_tokens=6, evaluate_batch=100, save=2000, log=20,
     validate=None)
 BFLOAT16 = dict(params_dtype='bfloat16', overrides=dict(dtype='bfloat16'))
