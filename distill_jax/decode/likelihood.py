@@ -55,8 +55,8 @@ def of_texts(role: Role, params, prompts: Sequence[str], texts: Sequence[Sequenc
     begins_MK = np.array(hosts.to_host(begins), np.float64)
     for m, i in enumerate(chosen):
       begins_MK[m, [k for k, skip in enumerate(skips[i]) if skip]] = 0.0
-    for where, sums in goes_on:
-      np.add.at(begins_MK, tuple(np.asarray(where).T), np.asarray(hosts.to_host(sums), np.float64)[:len(where)])
+    for where, asked, sums in goes_on:      # picked on the host: on the device every number of them would be a program of its own
+      np.add.at(begins_MK, tuple(np.asarray(where).T), np.asarray(hosts.to_host(sums), np.float64)[asked])
     for m, i in enumerate(chosen):
       out[i] = [(float(begins_MK[m, k]), len(ids) - skips[i][k]) for k, ids in enumerate(wanted[i])]
   return out
@@ -124,7 +124,7 @@ def _chunks(rest, wanted, sizes: Sizes):
 
 
 def _ask(static, params, shared, rows, wanted, skips, sizes: Sizes, place, pad_id: int):
-  """(log p of the first token of each candidate [M, K], [(places (m, k), log p of the other tokens [R]), ...])."""
+  """(log p of the first token of each candidate [M, K], [(places (m, k), which rows they are, log p of the other tokens [R]), ...])."""
   M, width = sizes.prompts, batching.fit(max(max(map(len, rows)) - 1, 1), sizes.widths)
   before, lengths, last = np.full((M, width), pad_id, np.int32), np.zeros(M, np.int32), np.full(M, pad_id, np.int32)
   firsts = np.zeros((M, sizes.candidates), np.int32)
@@ -146,7 +146,7 @@ def _ask(static, params, shared, rows, wanted, skips, sizes: Sizes, place, pad_i
     rows_R, counts_R, skips_R = place(given.reshape(M * C, T + 1), counts.reshape(M * C), before_them.reshape(M * C))
     sums = _go_on(*static, sizes.apart, C, params, cache, np.int32(shared.length), lengths, rows_R, counts_R, skips_R)
     # those that are asked for, in the order of `held`
-    goes_on.append(([(m, k) for m, _, k in held], sums[np.asarray([m * C + c for m, c, _ in held])]))
+    goes_on.append(([(m, k) for m, _, k in held], [m * C + c for m, c, _ in held], sums))
   return begins, goes_on
 
 
