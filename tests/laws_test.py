@@ -69,7 +69,7 @@ def test_2_share_of_one_row():
   assert_near(Outcome(*jax.device_get((state.opt, state.params, means, state.memory))), together, BOUND['float32'])
 
 
-LABELLED = [case for case in CASES if case.name in ('logit_kd', 'reinforce', 'gkd', 'uld', 'minillm', 'icl')]
+LABELLED = [case for case in (*FIRST, *HALF, Case('logit_kd', 'llama', 'bfloat16')) if case.name in ('logit_kd', 'reinforce', 'gkd', 'uld', 'minillm', 'icl')]
 LIKE_OTHERS = [DENSE, LORA, ULD, MINILLM, T5]
 
 
