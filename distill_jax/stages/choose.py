@@ -15,6 +15,7 @@ from distill_jax.stages.evaluate import by_group, by_name
 from distill_jax.stages.roles import load_roles, parameters
 
 SHOWN, GROUPS = 8, 12      # answers in the report; most tasks that tables break figures down by
+RANKED = 10                # with more options than these the rank of the right one is a measure of its own
 
 
 def choose(out, inputs, *, seed, how, log, roles, decide='each', part=512, title=None) -> dict[str, Any]:
@@ -23,7 +24,7 @@ def choose(out, inputs, *, seed, how, log, roles, decide='each', part=512, title
   The score of an option is the mean log-probability of its tokens behind the prompt (MetaICL; a sum would choose others); an encoder's is that of
   its one token at the mask.  decide: 'each' (a query counts with the mean over its draws) or 'vote' (its draws vote, see `vote`).
   accuracy: mean over the queries of a task, then over tasks, with a 95 % interval by bootstrap over tasks. Other measures: macro_f1 (see `f1`;
-  accuracy for tasks whose options change), and by query P@1, P@10 and MRR of the gold option's rank.
+  accuracy for tasks whose options change), and by query, where there are more than ten options, P@1, P@10 and MRR of the gold option's rank.
   roles: exactly one.  how: batch, mesh, rules; groups of hosts take parts in turn.
   """
   if len(roles) != 1:
@@ -108,7 +109,8 @@ def _together(rows: Sequence[dict[str, Any]], decide: str) -> list[dict[str, Any
     options, gold = first['options'], first['options'].index(first['gold'])
     chosen = [vote(scores_DO)] if decide == 'vote' else scores_DO.argmax(1).tolist()
     ranks = [rank(scores, gold) for scores in scores_DO]
-    values = {'P@1': np.mean([r <= 1 for r in ranks]), 'P@10': np.mean([r <= 10 for r in ranks]), 'MRR': np.mean([1 / r for r in ranks])}
+    values = {'P@1': np.mean([r <= 1 for r in ranks]), 'P@10': np.mean([r <= 10 for r in ranks]), 'MRR': np.mean([1 / r for r in ranks])} \
+        if len(options) > RANKED else {}
     out.append(dict(id=name, task=task, group=task, question=first['question'], gold=first['gold'], options=options, texts=[options[i] for i in chosen],
                     grades=[float(i == gold) for i in chosen], values={key: float(value) for key, value in values.items()}))
   return out

@@ -30,5 +30,5 @@ def test_a_model_learns_facts_beside_episodes_and_chooses(call, kind):
   assert both['final']['icl'] > 0 and both['final']['lm'] > 0 and both['final']['divergence'] >= 0
   answers = call('choose', 'answers', ['tune'], roles=dict(student=dict(load=str(call.out('both') / 'student'))))
   lines = [json.loads(line) for line in (call.out('answers') / 'predictions.jsonl').read_text().splitlines()]
-  assert answers['splits']['tune']['n'] == len(lines) == len({row['id'] for row in rows}) and set(lines[0]['values']) == {'P@1', 'P@10', 'MRR'}
+  assert answers['splits']['tune']['n'] == len(lines) == len({row['id'] for row in rows})
   assert load_role(known).model.name == kind and rows_lib.declared('plain').kind == 'token'
