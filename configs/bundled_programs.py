@@ -1,6 +1,6 @@
 """The two checkpoints of configs/ekt.py, made on generated text only (`distill_jax/tasks/program_texts.py`).
 
-Command: python -m distill_jax.main --config=configs/bundled_programs.py      (one core: about ten minutes; `:tiny` seconds, for tests)
+Command: python -m distill_jax.main --config=configs/bundled_programs.py      (half a core: a quarter of an hour; `:tiny` seconds, for tests)
 Then:    cp -r runs/bundled_programs/export_teacher/model/. distill_jax/bundled/program_teacher/, and the same for program_student.
 
 teacher: an imperfect language model of documents about generated problems: programs, one in five of them spoilt, worked solutions, questions.
