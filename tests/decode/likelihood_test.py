@@ -63,7 +63,7 @@ def assert_alike(found, want):
   np.testing.assert_allclose([x for several in found for x, _ in several], [x for several in want for x, _ in several], rtol=2e-5, atol=2e-5)
 
 
-@pytest.mark.parametrize('name', [pytest.param(name, marks=[pytest.mark.slow] * (name in ('llama', 'local'))) for name in MODEL])
+@pytest.mark.parametrize('name', [pytest.param(name, marks=[pytest.mark.slow] * (name in ('llama', 'local', 't5'))) for name in MODEL])
 def test_equals_single_rows(name):
   role, params = made(name)
   assert_alike(likelihood.of_texts(role, params, PROMPTS, TEXTS, batch=16), one_by_one(role, params, PROMPTS, TEXTS))
