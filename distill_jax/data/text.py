@@ -149,25 +149,36 @@ def load_text(source) -> Text:
 def _read(name, local):
   """The transformers tokenizer of a directory or hub id. Where there is a tokenizer.json it is taken as it stands: AutoTokenizer rebuilds
   the normaliser and pre-tokeniser of some families from the vocabulary alone, which changes the ids of a tokenizer that is not theirs."""
-  from huggingface_hub import hf_hub_download
-  from huggingface_hub.errors import EntryNotFoundError
-  from transformers import AutoTokenizer, PreTrainedTokenizerFast
-  try:
-    path = os.path.join(name, 'tokenizer.json') if local else hf_hub_download(name, 'tokenizer.json')
-  except EntryNotFoundError:
-    path = ''
+  from transformers import PreTrainedTokenizerFast
+  path = os.path.join(name, 'tokenizer.json') if local else _of_hub(name)
   if not os.path.exists(path):
-    return AutoTokenizer.from_pretrained(name)
+    return _auto().from_pretrained(name)
   tokenizer = PreTrainedTokenizerFast.from_pretrained(name)
   known = dict(eos_token=tokenizer.eos_token, bos_token=tokenizer.bos_token, pad_token=tokenizer.pad_token)
   if known['eos_token'] is None:      # old checkpoints leave the names of their special tokens to the class of their family
     try:
-      family = AutoTokenizer.from_pretrained(name)
+      family = _auto().from_pretrained(name)
     except Exception:      # no config.json, or a family transformers does not know: then there is none
       return tokenizer
     vocab = tokenizer.get_vocab()
     tokenizer.add_special_tokens({k: getattr(family, k) for k, v in known.items() if v is None and getattr(family, k) in vocab})
   return tokenizer
+
+
+def _auto():
+  """AutoTokenizer, on its own: with it come all families and, where it is installed, torch, which takes seconds."""
+  from transformers import AutoTokenizer
+  return AutoTokenizer
+
+
+def _of_hub(name) -> str:
+  """Where the hub's client has put the tokenizer.json of a model id; '' where the model has none."""
+  from huggingface_hub import hf_hub_download
+  from huggingface_hub.errors import EntryNotFoundError
+  try:
+    return hf_hub_download(name, 'tokenizer.json')
+  except EntryNotFoundError:
+    return ''
 
 
 def train_bpe(texts: Iterable[str], *, size: int, digits: bool = True, mask: bool = False) -> Text:

@@ -1,6 +1,7 @@
 """Text: any text survives a trained tokenizer, a saved one is the same one, and odd tokenizers are read as they are."""
 import copy
 import json
+import pathlib
 import pickle
 
 import numpy as np
@@ -250,3 +251,13 @@ def test_a_byte_pair_tokenizer_with_metaspace(trained):
   text = text_lib.wrap(PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token='<unk>', bos_token='<s>', eos_token='</s>'))
   assert text.encode('a b') == [262, 259, 261] and text.decode(text.encode('a bé')) == 'a bé'
   assert (text.bos_id, text.eos_id, text.pad_id) == (None, 2, 2)
+
+
+@pytest.mark.slow
+def test_reading_a_tokenizer_does_not_load_torch():
+  """It takes seconds, and only a family's own tokenizer class needs it."""
+  import subprocess
+  import sys
+  said = "import sys; from distill_jax.data import text; print(text.load_text('distill_jax/bundled/teacher').eos_id, 'torch' in sys.modules)"
+  ran = subprocess.run([sys.executable, '-c', said], cwd=pathlib.Path(__file__).resolve().parents[2], capture_output=True, text=True, check=True)
+  assert ran.stdout.split() == ['1', 'False']

@@ -74,10 +74,14 @@ def own(plain, *, window=None, causal=True, length=T):
 def compare(sights, arrays, *, real, atol=2e-6, **more):
   """Outputs where something stands, and gradients, of two Sights."""
   weight = normal(9, *arrays[0].shape) * real[:, None, :, None]
-  run = lambda sight: jax.value_and_grad(lambda *x: jnp.sum(attention.attend(*x, sight, **more) * weight), (0, 1, 2))(*arrays)
-  (a, grads_a), (b, grads_b) = map(run, sights)
+
+  def both(sight):
+    def total(*x):
+      out = attention.attend(*x, sight, **more)
+      return jnp.sum(out * weight), out * real[:, None, :, None]
+    return jax.jit(jax.value_and_grad(total, (0, 1, 2), has_aux=True))(*arrays)
+  ((a, one), grads_a), ((b, two), grads_b) = map(both, sights)
   assert a == pytest.approx(float(b), abs=1e-4)
-  one, two = (attention.attend(*arrays, sight, **more) * real[:, None, :, None] for sight in sights)
   np.testing.assert_allclose(one, two, atol=atol)
   for x, y in zip(grads_a, grads_b):
     np.testing.assert_allclose(x, y, atol=5 * atol)
