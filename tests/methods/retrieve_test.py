@@ -63,6 +63,7 @@ def stepped(given, batch, *, devices=1, chunk=None, spread=False):
   return Outcome(*jax.device_get((state.opt, state.params, means, state.memory)))
 
 
+@pytest.mark.slow
 def test_pieces_and_devices_change_nothing():
   """One row of 16 members with dropout: at once on one device, in pieces, and over eight devices along its members, in pieces too."""
   given, batch = roles(dropout=0.1), row(16)

@@ -75,6 +75,7 @@ def test_overlap_of_targets():
   assert rank_lib.overlap('the', 'of') == 0.0 and rank_lib.overlap('lamp lamp vase', 'vase') == pytest.approx(0.5)
 
 
+@pytest.mark.slow
 def test_the_score_is_the_mean_of_the_target_alone(toy, call):
   """Each candidate by itself, through score.py: "x'\\ty'\\nx\\ty", over the tokens of y."""
   call('search', 'candidates', task=TASK, by='bm25', split='test', field='target', count=7)
@@ -131,6 +132,7 @@ def test_prompts_hold_what_fits(toy, call, monkeypatch):
     call('infer', 'full', ('near',), task=TASK, roles=dict(reader=toy.reader), context=30, max_new_tokens=20)
 
 
+@pytest.mark.slow
 def test_a_small_pipeline_to_its_end(toy, call):
   """Candidates, ranks, two encoders trained along a row of 16 on 8 devices, index, search, answers. An index of another encoder is refused."""
   roles = dict(reader=toy.reader)

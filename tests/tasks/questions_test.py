@@ -187,7 +187,8 @@ def test_gsm8k_in_these_formats():
   row = next(iter(task.examples('train')))
   same = next(iter(TASKS['gsm8k'](counts=dict(train=5)).examples('train')))
   assert row['id'] == same['id'] and '<<' not in row['rationale'] and '####' not in row['rationale'] and same['answer'].endswith(f'#### {row["answer"]}')
-  assert task.answer(row).endswith(f'The answer is {row["answer"]}.') and task.grade(row, task.answer(row)) == 1.0 and task.writer is None
+  assert task.answer(row).endswith(f'The answer is {row["answer"]}.') and task.grade(row, task.answer(row)) == 1.0
+  assert task.writer('2 * 3 =').strip() == '6', 'the calculator of plain equations'
   assert 'step' in task.group(row) and '<<' in next(iter(TASKS['gsm8k_cot'](counts=dict(train=1), calculator_marks=True).examples('train')))['rationale']
 
 
