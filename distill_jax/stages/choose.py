@@ -11,7 +11,7 @@ from distill_jax.core.statistics import bootstrap
 from distill_jax.data import shards
 from distill_jax.decode import likelihood, masks
 from distill_jax.stages import parts as parts_lib, records
-from distill_jax.stages.evaluate import by_group, by_name
+from distill_jax.stages.evaluate import by_group, by_name, read_predictions, write_predictions
 from distill_jax.stages.roles import load_roles, parameters
 
 SHOWN, GROUPS = 8, 12      # answers in the report; most tasks that tables break figures down by
@@ -51,9 +51,9 @@ def choose(out, inputs, *, seed, how, log, roles, decide='each', part=512, title
     done += len(rows)
     parts_lib.finish(out / split, count=count, fingerprints={'role': role.fingerprint}, kind='predictions')
   log.progress(total, total, unit='episodes')
-  several = {split: _together(_read(out / split), decide) for split in asked}
+  several = {split: _together(read_predictions(out / split), decide) for split in asked}
   if hosts.lead():
-    _file(out, several)
+    write_predictions(out, several)
   figures = {split: _figures(rows) for split, rows in several.items()}
   first = next(iter(several.values()))
   groups = {split: by_group(rows) for split, rows in several.items() if len({row['task'] for row in rows}) <= GROUPS}
@@ -91,10 +91,6 @@ def _answer(role, rows: Sequence[Mapping[str, Any]], batch: int, mesh) -> list[d
   return [dict(id=row['id'], task=row['example']['task'], draw=row['sample'], question=row['example'].get('question', row['example']['input']),
                gold=row['example']['output'], options=row['example']['options'], scores=[logp / count for logp, count in scores])
           for row, scores in zip(rows, found)]
-
-
-def _read(directory) -> list[dict[str, Any]]:
-  return [json.loads(text) for text in shards.open_shards(directory).column('prediction')]
 
 
 def _together(rows: Sequence[dict[str, Any]], decide: str) -> list[dict[str, Any]]:
@@ -159,12 +155,3 @@ def _macro(rows: Sequence[dict[str, Any]], accuracy: float) -> float:
     return accuracy
   draws = min(len(row['texts']) for row in rows)
   return float(np.mean([f1([row['gold'] for row in rows], [row['texts'][d] for row in rows]) for d in range(draws)]))
-
-
-def _file(out, several) -> None:
-  temporary = out / 'predictions.tmp'
-  with open(temporary, 'w', encoding='utf-8') as file:
-    for split, rows in several.items():
-      for row in rows:
-        file.write(json.dumps({'split': split, **row}, ensure_ascii=False) + '\n')
-  temporary.replace(out / 'predictions.jsonl')

@@ -6,7 +6,7 @@ from typing import Any, Callable, Mapping, NamedTuple, Sequence
 from distill_jax.core import hosts, keys
 from distill_jax.stages import parts as parts_lib, records, writers
 from distill_jax.stages.checks import check as check_all
-from distill_jax.stages.evaluate import SHOWN, _file, _read, _scores, by_group, by_name
+from distill_jax.stages.evaluate import SHOWN, by_group, by_name, read_predictions, scores, write_predictions
 from distill_jax.tasks.socratic import count_reward, join, step_example, value
 
 ROLES = ('decomposer', 'solver')
@@ -64,9 +64,9 @@ def dialogue(out, inputs, *, seed, how, log, roles, task, tasks=None, splits=('t
   for split, examples in problems.items():
     fingerprints = {name: speaker.writer.fingerprints[name] for name, speaker in spoken.items()}
     parts_lib.finish(out / split, count=-(-len(examples) // part), fingerprints=fingerprints, kind='predictions')
-  rows = {split: _read(out / split) for split in splits}
+  rows = {split: read_predictions(out / split) for split in splits}
   if hosts.lead():
-    _file(out, rows)
+    write_predictions(out, rows)
   return _summary(rows, spoken, title=title or ' + '.join(roles), calculator=calculator, seed=seed, seconds=time.perf_counter() - began, log=log)
 
 
@@ -170,6 +170,6 @@ def _summary(rows, spoken, *, title, calculator, seed, seconds, log) -> dict[str
   first = next(iter(rows.values()))
   groups = {split: by_group(several) for split, several in rows.items() if 'group' in several[0]}
   return dict(kind='evaluate', title=title, role=' + '.join(spoken), parameters=None if None in sizes else sum(sizes), calculator=calculator, temperature=0.0,
-              samples=1, seed=seed, splits={split: _scores(several, 1, (1,)) for split, several in rows.items()}, groups=groups, metrics=metrics,
+              samples=1, seed=seed, splits={split: scores(several, 1, (1,)) for split, several in rows.items()}, groups=groups, metrics=metrics,
               seconds=seconds, notes=[note for fact in facts.values() for note in fact.get('notes', ())], writers=facts,
               examples=[dict(question=r['question'], answer=r['gold'], prediction=r['texts'][0], right=r['grades'][0] > 0) for r in first[:SHOWN]])

@@ -45,10 +45,10 @@ def evaluate(out, inputs, *, seed, how, log, roles, task, splits=('test',), coun
   _answer(out, writer, share, task, questions, part=part, samples=samples, log=log)
   for split, examples in questions.items():
     parts_lib.finish(out / split, count=-(-len(examples) // part), fingerprints={'role': writer.fingerprints[name]}, kind='predictions')
-  rows = {split: _read(out / split) for split in splits}
+  rows = {split: read_predictions(out / split) for split in splits}
   if hosts.lead():
-    _file(out, rows)
-  table = {split: _scores(rows[split], samples, ks) for split in splits}
+    write_predictions(out, rows)
+  table = {split: scores(rows[split], samples, ks) for split in splits}
   groups = {split: by_group(rows[split]) for split in splits if 'group' in rows[split][0]}
   metrics = {split: by_name(rows[split]) for split in splits if 'values' in rows[split][0]}
   first = rows[splits[0]]
@@ -79,11 +79,13 @@ def _answer(out, writer, share, task, questions, *, part, samples, log) -> None:
   log.progress(total, total, unit='questions')
 
 
-def _read(directory) -> list[dict[str, Any]]:
+def read_predictions(directory) -> list[dict[str, Any]]:
+  """The predictions in the shards of a split."""
   return [json.loads(text) for text in shards.open_shards(directory).column('prediction')]
 
 
-def _file(out, rows) -> None:
+def write_predictions(out, rows) -> None:
+  """predictions.jsonl: the predictions of every split, one a line, whole or not at all."""
   temporary = out / 'predictions.tmp'
   with open(temporary, 'w', encoding='utf-8') as file:
     for split, several in rows.items():
@@ -92,7 +94,8 @@ def _file(out, rows) -> None:
   temporary.replace(out / 'predictions.jsonl')
 
 
-def _scores(rows: Sequence[dict[str, Any]], samples: int, ks: Sequence[int]) -> dict[str, Any]:
+def scores(rows: Sequence[dict[str, Any]], samples: int, ks: Sequence[int]) -> dict[str, Any]:
+  """n, accuracy and pass@k of predictions, with 95 % intervals by bootstrap over problems."""
   grades = np.asarray([row['grades'] for row in rows])
   right = (grades > 0).sum(1)
   low, high = records.bootstrap(grades.mean(1))

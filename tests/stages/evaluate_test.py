@@ -10,7 +10,7 @@ stage = importlib.import_module('distill_jax.stages.evaluate')
 
 def test_scores_are_means_over_problems():
   rows = [dict(grades=[1.0, 0.0, 1.0, 0.0]), dict(grades=[0.0] * 4), dict(grades=[1.0] * 4)]
-  scores = stage._scores(rows, 4, (1, 2))
+  scores = stage.scores(rows, 4, (1, 2))
   assert scores['n'] == 3 and scores['accuracy'] == pytest.approx(0.5)
   assert scores['pass_at']['1']['value'] == pytest.approx(0.5)
   assert scores['pass_at']['2']['value'] == pytest.approx((5 / 6 + 0 + 1) / 3)
