@@ -8,7 +8,6 @@ import numpy as np
 
 from distill_jax.core import hosts
 from distill_jax.core.statistics import bootstrap
-from distill_jax.data import shards
 from distill_jax.decode import likelihood, masks
 from distill_jax.stages import parts as parts_lib, records
 from distill_jax.stages.evaluate import by_group, by_name, read_predictions, write_predictions

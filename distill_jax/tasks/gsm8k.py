@@ -126,6 +126,28 @@ def _reader(source, counts, seed):
   return lambda split: _checked(pair for path in (tests if split == 'test' else [train]) for pair in read_lines(path)), OTHERS
 
 
+def loader(read, splits, *, source, counts, made=lambda row: row):
+  """split -> its examples, made(row) of each, with id and split. read: split -> rows. ValueError: counts or a split that there is not.
+
+  Outside the bundled problems dev is a part of the training file, by id; a problem that stands twice counts once.
+  """
+  if unknown := [name for name in counts if name not in splits]:
+    raise ValueError(f'counts names {unknown[0]!r}; the splits of source={source!r} are {", ".join(splits)}')
+
+  @functools.cache
+  def load(split):
+    if split not in splits:
+      raise ValueError(f'no split {split!r}; source={source!r} has {", ".join(splits)}')
+    rows = {}
+    for row in read(split):
+      name = id_text(content_id(row['question'], row['answer']))
+      if source != 'bundled' and split != 'test' and (int(name, 16) % DEV_SHARE == 0) != (split == 'dev'):
+        continue
+      rows.setdefault(name, dict(id=name, split=split, **made(row)))
+    return list(rows.values())[:counts.get(split)]
+  return load
+
+
 def gsm8k(*, source='bundled', answers='steps', counts=None, seed=0, calculator_marks=True):
   """The task. -> Task
 
@@ -143,21 +165,7 @@ def gsm8k(*, source='bundled', answers='steps', counts=None, seed=0, calculator_
   if answers not in ('steps', 'final'):
     raise ValueError(f"answers is 'steps' or 'final', not {answers!r}")
   read, splits = _reader(source, counts, seed)
-  unknown = [name for name in counts if name not in splits]
-  if unknown:
-    raise ValueError(f'counts names {unknown[0]!r}; the splits of source={source!r} are {", ".join(splits)}')
-
-  @functools.cache
-  def load(split):
-    if split not in splits:
-      raise ValueError(f'no split {split!r}; source={source!r} has {", ".join(splits)}')
-    rows = {}
-    for row in read(split):
-      name = id_text(content_id(row['question'], row['answer']))
-      if source != 'bundled' and split != 'test' and (int(name, 16) % DEV_SHARE == 0) != (split == 'dev'):
-        continue
-      rows.setdefault(name, dict(id=name, split=split, **row))      # a problem that stands twice counts once
-    return list(rows.values())[:counts.get(split)]
+  load = loader(read, splits, source=source, counts=counts)
 
   def examples(split):
     for row in load(split):

@@ -4,7 +4,6 @@ The format is that of GSM8K's socratic files (openai/grade-school-math): a line 
 one such text the pairs of every student follow: the decomposer reads the problem and writes the sub-questions, the solver reads the problem, what
 was asked and answered so far and one more sub-question, and writes that step; the other parts are the paper's baselines.
 """
-import functools
 import pathlib
 import re
 from decimal import Decimal
@@ -13,7 +12,7 @@ from distill_jax.core.keys import content_id, id_text
 from distill_jax.core.types import Task
 from distill_jax.tasks import problems, subquestions
 from distill_jax.tasks.calculator import calculator
-from distill_jax.tasks.gsm8k import BUNDLED as SPLITS, DEV_SHARE, HUB_ID, OTHERS, _hub_rows, extract, read_lines, strip_marks, text_field
+from distill_jax.tasks.gsm8k import BUNDLED as SPLITS, HUB_ID, OTHERS, _hub_rows, extract, loader, read_lines, strip_marks, text_field
 
 SEPARATOR = ' ** '
 MARK = re.compile(r'<<[^<>=]*=([^<>]*)>>')
@@ -130,23 +129,9 @@ def _reader(source, counts, seed, chosen):
 def _loader(source, counts, seed, chosen, calculator_marks):
   """split -> its examples."""
   read, splits = _reader(source, counts, seed, chosen)
-  if unknown := [name for name in counts if name not in splits]:
-    raise ValueError(f'counts names {unknown[0]!r}; the splits of source={source!r} are {", ".join(splits)}')
   plain = (lambda text: text) if calculator_marks else strip_marks
-
-  @functools.cache
-  def load(split):
-    if split not in splits:
-      raise ValueError(f'no split {split!r}; source={source!r} has {", ".join(splits)}')
-    rows = {}
-    for row in read(split):
-      name = id_text(content_id(row['question'], row['answer']))
-      if source != 'bundled' and split != 'test' and (int(name, 16) % DEV_SHARE == 0) != (split == 'dev'):
-        continue
-      rows.setdefault(name, dict(id=name, split=split, question=row['question'], answer=plain(row['answer']),
-                                 steps=[(q, plain(s)) for q, s in row['steps']]))
-    return list(rows.values())[:counts.get(split)]
-  return load
+  made = lambda row: dict(question=row['question'], answer=plain(row['answer']), steps=[(q, plain(s)) for q, s in row['steps']])
+  return loader(read, splits, source=source, counts=counts, made=made)
 
 
 def _steps(example):
