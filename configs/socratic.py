@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 PARTS = ('unified', 'decomposer', 'solver', 'asked', 'cot', 'answer')
 SHAPE = dict(model='transformer', layers=2, heads=2, max_length=512, norm='rms', tied=True, init='fan_in')
 LAPTOP = dict(
-    tasks=dict(source='bundled', families=('shop', 'toys'), largest=9, extras=False, counts=dict(train=1000, dev=100, test=200, test_long=80), seed=1), splits=('test', 'test_long'), shots=0,
+    tasks=dict(source='bundled', families=('shop', 'toys'), largest=9, extras=False, counts=dict(train=4000, dev=100, test=200, test_long=80), seed=1), splits=('test', 'test_long'), shots=0,
     models={name: dict(model={**SHAPE, **size}, tokenizer='bundled:teacher') for name, size in dict(
         half=dict(width=32, mlp_width=56), full=dict(width=48, mlp_width=128), double=dict(width=72, mlp_width=216)).items()},
     teach=dict(narrated=True, samples=2), cap=1, steps=1500, batch=2, length=208, lr=5e-3, warmup=50, evaluate_batch=50, part=300, save=1000, log=20,

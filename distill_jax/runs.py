@@ -32,7 +32,7 @@ def _cache_compilations(directory: pathlib.Path):
     except zlib.error:
       newest.unlink()
   jax.config.update('jax_compilation_cache_dir', str(directory))
-  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
 
 
 def _version(package: str) -> str:
