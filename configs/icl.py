@@ -16,11 +16,11 @@ from ml_collections import ConfigDict
 
 ALL = ('ict', 'icld', 'icld_lm', 'lm_only', 'smoothed', 'shuffled', 'matched')
 LAPTOP = dict(
-    counts=dict(features=6, labels=6, carriers=16, classes=3, tasks=300, tested=24, examples=24, queries=8, shots=32, subjects=60, objects=6, relations=4, held=3,
-                lists=1000), task_seed=0, k=6, draws=5, tuned=None, queries=None, length=64, plain_length=48, bpe=1200, max_length=128,
-    teacher=dict(width=64, layers=3, heads=2, mlp_width=128), student=dict(width=32, layers=2, heads=2, mlp_width=64),
-    teacher_lm=1000, student_lm=300, teacher_steps=1500, steps=300, batch=16, lm_batch=16, lr=5e-3, warmup=50, decay='cosine', weight_decay=0.05, alpha=0.5, beta=1.0,
-    evaluate_batch=128, save=1000, log=20, arms=dict(meta=ALL, multi=ALL))
+    counts=dict(features=24, labels=24, carriers=16, classes=2, tasks=1000, tested=24, examples=8, queries=8, shots=16, subjects=30, objects=4, relations=3, held=3,
+                lists=16000), task_seed=0, k=4, draws=5, tuned=None, queries=None, length=40, plain_length=48, bpe=700, max_length=128,
+    teacher=dict(width=64, layers=2, heads=4, mlp_width=128), student=dict(width=32, layers=2, heads=4, mlp_width=64),
+    teacher_lm=1000, student_lm=1500, teacher_steps=500, steps=400, batch=16, lm_batch=16, lr=4e-3, warmup=50, decay='cosine', weight_decay=0.01, alpha=0.5, beta=1.0,
+    evaluate_batch=128, save=1000, log=20, arms=dict(meta=ALL, multi=('ict', 'icld', 'icld_lm', 'matched')))
 REAL = dict(name='word_tasks', source='data/icl_word_tasks', texts='data/trex_facts')
 SIZES = {
     '': LAPTOP,
@@ -107,7 +107,7 @@ def _language_models(c, s, training) -> dict:
   c.stages.student_lm = dict(**plain, roles=dict(student='student_new'), steps=s['student_lm'], title='student, language model')
   c.run += ['teacher_lm', 'student_lm']
   return dict(
-      teacher_new=dict(model=shape('teacher'), tokenizer=dict(bpe=s['bpe'])), teacher_lm=dict(stage='teacher_lm', role='student'),
+      teacher_new=dict(model=shape('teacher'), tokenizer=dict(bpe=s['bpe'], breaks=True)), teacher_lm=dict(stage='teacher_lm', role='student'),
       student_new=dict(model=shape('student'), tokenizer=dict(stage='teacher_lm', role='student')), student_lm=dict(stage='student_lm', role='student'))
 
 

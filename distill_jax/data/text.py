@@ -181,21 +181,21 @@ def _of_hub(name) -> str:
     return ''
 
 
-def train_bpe(texts: Iterable[str], *, size: int, digits: bool = True, mask: bool = False) -> Text:
+def train_bpe(texts: Iterable[str], *, size: int, digits: bool = True, mask: bool = False, breaks: bool = False) -> Text:
   """A byte-level BPE tokenizer of at most `size` tokens, trained on `texts`; <pad> is 0 and <eos> is 1. Any text can be encoded.
 
   digits: every digit is a token of its own, so that numbers are spelt the same way everywhere. The same texts give the same tokenizer.
-  mask: with a token <mask>, id 2, for encoders that fill it in.
+  mask: with a token <mask>, id 2, for encoders that fill it in.  breaks: a line break may begin a token, as a space may ('\nword').
   """
-  from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+  from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
   from transformers import PreTrainedTokenizerFast
   special = ['<pad>', '<eos>'] + ['<mask>'] * mask
   alphabet = pre_tokenizers.ByteLevel.alphabet()
   if size < len(alphabet) + len(special):
     raise ValueError(f'size={size} is too small: {len(alphabet)} bytes and {len(special)} special tokens come before the first merge')
-  byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+  cut = [pre_tokenizers.Digits(individual_digits=True)] * digits + [pre_tokenizers.Split(Regex(r'\s?\w+|\s?[^\s\w]+|\s+'), 'isolated')] * breaks
   tokenizer = Tokenizer(models.BPE())
-  tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level]) if digits else byte_level
+  tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*cut, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not breaks)])
   tokenizer.decoder = decoders.ByteLevel()
   trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=special, initial_alphabet=sorted(alphabet), show_progress=False)
   tokenizer.train_from_iterator(texts, trainer)

@@ -33,7 +33,7 @@ def load_role(definition: Mapping[str, Any], *, seed: int = 0, texts: Iterable[s
               rules: Mapping[str, Any] = mesh_lib.RULES, own: bool = False) -> Role:
   """The Role of a definition: load='bundled:x' | directory | hub id, or model=dict(model='transformer', ...) with fresh params.
 
-  tokenizer: 'bundled:x' | directory | hub id | dict(bpe=size), trained on `texts` (digits=False: frequent numbers are one token); default: the one beside the weights.
+  tokenizer: 'bundled:x' | directory | hub id | dict(bpe=size), trained on `texts` (and what else `data.text.train_bpe` takes); default: the one beside the weights.
   overrides: keywords of the model that win over the checkpoint's (dropout, dtype, remat).  params_dtype: what float weights are kept in
   (default float32; 'bfloat16' halves a frozen teacher, 'int8' quarters it: matrices in int8, the rest in bfloat16, see compress/quant.py).
   lora: keywords of compress.lora.lora: only adapters learn. A checkpoint that was trained so brings its adapter, and takes no second one.
@@ -217,10 +217,10 @@ def parameters(role: Role) -> int:
 
 def _text(source: Any, texts: Iterable[str] | None) -> text_lib.Text:
   if isinstance(source, Mapping):
-    if 'bpe' not in source or set(source) - {'bpe', 'mask', 'digits'}:
-      raise ValueError(f'role: tokenizer={dict(source)}; a tokenizer that is trained is dict(bpe=size), with mask=True for encoders, or '
-                       'digits=False for frequent numbers of one token')
+    if 'bpe' not in source or set(source) - {'bpe', 'mask', 'digits', 'breaks'}:
+      raise ValueError(f'role: tokenizer={dict(source)}; a tokenizer that is trained is dict(bpe=size), with mask=True for encoders, '
+                       'digits=False for frequent numbers of one token, breaks=True for tokens that begin with a line break')
     if texts is None:
       raise ValueError('role: tokenizer=dict(bpe=...) is trained on the texts of a train stage; elsewhere name a directory')
-    return text_lib.train_bpe(texts, size=source['bpe'], mask=source.get('mask', False), digits=source.get('digits', True))
+    return text_lib.train_bpe(texts, size=source['bpe'], **{key: value for key, value in source.items() if key != 'bpe'})
   return text_lib.load_text(str(find(source)) if source.startswith('bundled:') else source)

@@ -158,11 +158,12 @@ def _texts(made: World, seed: int, sizes: Counts, split: str, family: str):
       say = lambda s, r, o: templates(r)[0].replace('<input>', s).replace('<label>', o)
       some = facts[at:at + 6]
       lines = [f'{s} {r}\n{o}' for s, r, o in some] if family == 'texts' else [say(*fact) for fact in some]
-      yield _text(f'facts/{split}/{turn}/{at}', ('\n' if family == 'texts' else ' ').join(lines))
+      yield _text(f'facts/{split}/{turn}/{at}', ('\n\n\n' if family == 'texts' else ' ').join(lines))
   for number in range(sizes.lists if split == 'train' else sizes.lists // 8) if family == 'texts' else ():
-    pairs = list(zip(rng.sample(made.features, sizes.classes), rng.sample(made.labels, sizes.classes)))
-    chosen = [(rng.choice(made.carriers), *rng.choice(pairs)) for _ in range(8)]
-    yield _text(f'list/{split}/{number}', '\n'.join(f'{carrier} {feature}\n{label}' for carrier, feature, label in chosen))
+    classes = rng.randint(2, sizes.classes)      # short lists are where a model learns to look back
+    pairs = list(zip(rng.sample(made.features, classes), rng.sample(made.labels, classes)))
+    chosen = [(rng.choice(made.carriers), *rng.choice(pairs)) for _ in range(2 * classes + 1)]
+    yield _text(f'list/{split}/{number}', '\n\n\n'.join(f'{carrier} {feature}\n{label}' for carrier, feature, label in chosen))
 
 
 def _text(name: str, text: str) -> dict:

@@ -10,8 +10,8 @@ from decimal import Decimal
 
 from distill_jax.core.keys import content_id, id_text
 from distill_jax.core.types import Task
-from distill_jax.tasks import problems, subquestions
-from distill_jax.tasks.calculator import calculator
+from distill_jax.tasks import problems, subquestions, sums
+from distill_jax.tasks.calculator import calculator, evaluate
 from distill_jax.tasks.gsm8k import BUNDLED as SPLITS, HUB_ID, OTHERS, _hub_rows, extract, loader, read_lines, strip_marks, text_field
 
 SEPARATOR = ' ** '
@@ -19,6 +19,7 @@ MARK = re.compile(r'<<[^<>=]*=([^<>]*)>>')
 NUMBER = re.compile(r'-?\$?(?:\d[\d,]*(?:\.\d+)?|\.\d+)')
 PARTS = ('unified', 'decomposer', 'solver', 'asked', 'cot', 'answer')
 BUNDLED = SPLITS | {problems.LONGER: 300}
+SUMS = {**sums.SIZES, problems.LONGER: 300}
 SHOTS = pathlib.Path(__file__).parent / 'prompts' / 'socratic.txt'
 
 
@@ -114,8 +115,24 @@ def _generated(split, count, seed, **chosen):
     yield dict(question=row['question'], answer=join(steps, last.removeprefix('#### ')), steps=steps)
 
 
+def _sums(split, count, seed):
+  for row in sums.generate(split, count, seed=seed, steps=(5, 6) if split == problems.LONGER else (2, 3, 4)):
+    value, terms = sums.terms_of(row['question'])
+    steps = []
+    for sign, term in terms:
+      asked = f'How many are {value}{sign}{term}?' if not steps else f'How many with {term} more?' if sign == '+' else f'How many are left without {term}?'
+      new = evaluate(f'{value}{sign}{term}')
+      steps.append((asked, f'{value}{sign}{term}=<<{value}{sign}{term}={new}>>{new}'))
+      value = new
+    yield dict(question=row['question'].replace('What is', 'How many are'), answer=join(steps), steps=steps)
+
+
 def _reader(source, counts, seed, chosen):
   """(split -> rows; the names of the splits)."""
+  if source == 'bundled' and chosen['families'] == 'sums':
+    if chosen['largest'] or chosen['kind']:
+      raise ValueError("families='sums' are no stories: largest= and extras= do not apply")
+    return lambda split: _sums(split, (SUMS | counts)[split], seed), tuple(SUMS)
   if source == 'bundled':
     return lambda split: _generated(split, (BUNDLED | counts)[split], seed, **chosen), tuple(BUNDLED)
   if given := [name for name, value in chosen.items() if value is not None]:
@@ -201,7 +218,8 @@ def socratic(*, part='unified', source='bundled', counts=None, seed=0, families=
   source: 'bundled' (generated, sub-questions by template; splits of gsm8k and test_long, which has 5 or 6 steps where training has 2-4), a directory
     with train_socratic and test*socratic.jsonl(.gz), or a hub id (its configuration 'socratic'). A directory may hold train.jsonl(.gz) instead: problems
     for a teacher. dev is a twentieth of the training problems, as in gsm8k.
-  counts, seed, calculator_marks: as in gsm8k.  families: of the generated problems, by name (scenes.py); None: all.  largest: of them, those whose
+  counts, seed, calculator_marks: as in gsm8k.  families: of the generated problems, by name (scenes.py); None: all; 'sums':
+    no stories but chains such as 7+5-3, which the smallest models learn from scratch.  largest: of them, those whose
     solution uses no larger number of the question.  extras=False: of them, no sentence that says nothing and no number without a role.
   shots: worked problems before the prompt, for a teacher that was not trained (prompts/socratic.txt).  wrong: the narrator's errors a step.
   Right is the final answer as a number (`9.0` is 9, `$1,000.` is 1000). `learn`: from a text in the unified format whose last step gives its final

@@ -20,14 +20,14 @@ QUESTIONS = dict(
     change=(SOLD, 'How many {u} came back?'), need=('How many {u} more were needed?',))
 assert {step: len(says) for step, says in QUESTIONS.items()} == LINES
 
-LINE = re.compile(r'(\d+)([+*/-])(\d+)=<<[^<>]*=(\d+)>>\d+ (.+)')
+LINE = re.compile(r'(\d+)([+*/-])(\d+)=<<[^<>]*=(\d+)>>\d+((?: .+)?)')      # the last group: what is counted, '' where nothing is named
 SLIPS = ('result', 'operation', 'unused')
 
 
 def steps_of(chain, lines):
   """[(sub-question, line)] of a generated problem. chain: its steps; lines: of its solution, without the last one (`#### N`)."""
   templates = [says for step in chain for says in QUESTIONS[step]]
-  return [(says.format(u=LINE.fullmatch(line)[5]), line) for says, line in zip(templates, lines, strict=True)]
+  return [(says.format(u=LINE.fullmatch(line)[5].strip()), line) for says, line in zip(templates, lines, strict=True)]
 
 
 def narrate(steps, rng, *, wrong):
@@ -45,6 +45,6 @@ def narrate(steps, rng, *, wrong):
       operation = rng.choice([other for other in '+-*' if other != operation])
     result = evaluate(f'{a}{operation}{b}') or gold      # a division that is none any more: by zero
     shown = evaluate(f'{result}+{rng.choice((-10, -2, -1, 1, 2, 10))}') if slip in ('result', 'unused') else result
-    told.append((question, f'{a}{operation}{b}=<<{a}{operation}{b}={shown}>>{shown} {unit}'))
+    told.append((question, f'{a}{operation}{b}=<<{a}{operation}{b}={shown}>>{shown}{unit}'))
     known[gold] = result if slip == 'unused' and number < len(steps) - 1 else shown
   return told

@@ -51,12 +51,12 @@ def _made(rng, count):
   return example | dict(rationale=narrate(example, random.Random(0), styles=1, error=0.0)[0])
 
 
-def generate(split, count, *, seed):
-  """`count` questions of a split, none twice. A question belongs to the split of its CRC32."""
+def generate(split, count, *, seed, steps=None):
+  """`count` questions of a split, none twice. A question belongs to the split of its CRC32. steps: how many one may have; None: 2, in test_long 3."""
   buckets = range(6) if split == 'train' else (6,) if split == 'dev' else range(7, 10)
   rng, seen = random.Random(f'sums {split} {seed if split == "train" else 0}'), set()
   for _ in range(200 * count + 1000):
-    made = _made(rng, 3 if split == 'test_long' else 2)
+    made = _made(rng, rng.choice(steps) if steps else 3 if split == 'test_long' else 2)
     if made['question'] not in seen and zlib.crc32(made['question'].encode()) % 10 in buckets:
       seen.add(made['question'])
       yield made

@@ -1,5 +1,6 @@
 """Text: any text survives a trained tokenizer, a saved one is the same one, and odd tokenizers are read as they are."""
 import copy
+import functools
 import json
 import pathlib
 import pickle
@@ -51,18 +52,27 @@ def test_every_digit_is_a_token_of_its_own(trained):
   assert len(together.encode('2024')) == 1
 
 
+def test_a_line_break_may_begin_a_token():
+  lines = ['dol keb\nruf\n\n\ntam dol\nvos.'] * 50
+  attached, apart = (text_lib.train_bpe(lines, size=320, breaks=breaks) for breaks in (True, False))
+  spelt = lambda text: [text.decode([i]) for i in text.encode(lines[0])]
+  assert spelt(attached) == ['dol', ' keb', '\nruf', '\n\n\n', 'tam', ' dol', '\nvos', '.']
+  assert '\nruf' not in spelt(apart) and 'ruf' in spelt(apart)
+  assert attached.encode('dol keb') + attached.encode('\nruf') == attached.encode('dol keb\nruf')      # prompt and completion meet there
+
+
+@pytest.mark.parametrize('breaks', [False, True])
 @settings(max_examples=200, deadline=None)
-@given(st.text(st.characters(exclude_categories=['Cs'])))
-def test_any_text_comes_back(text):
-  trained = _cached()
+@given(text=st.text(st.characters(exclude_categories=['Cs'])))
+def test_any_text_comes_back(text, breaks):
+  trained = _cached(breaks)
   if '<eos>' not in text and '<pad>' not in text:
     assert trained.decode(trained.encode(text)) == text
 
 
-def _cached(memory={}):
-  if not memory:
-    memory['text'] = text_lib.train_bpe(TEXTS, size=290)
-  return memory['text']
+@functools.cache
+def _cached(breaks):
+  return text_lib.train_bpe(TEXTS, size=290, breaks=breaks)
 
 
 @pytest.mark.parametrize('text', ['', ' ', '\n\n', '\0', 'a\u0301', 'x' * 5000, '\u202e\ufeff', '😀\u200d😀', '  two  spaces .'])
@@ -75,6 +85,7 @@ def test_training_is_deterministic(trained):
   assert text_lib.train_bpe(TEXTS[::-1], size=300).encode(TEXTS[7]) == trained.encode(TEXTS[7])
   assert text_lib.train_bpe(TEXTS, size=299).fingerprint != trained.fingerprint
   assert text_lib.train_bpe(TEXTS, size=300, digits=False).fingerprint != trained.fingerprint
+  assert text_lib.train_bpe(TEXTS, size=300, breaks=True).fingerprint != trained.fingerprint
 
 
 def test_small_sizes(trained):

@@ -47,6 +47,15 @@ def test_texts_state_the_facts_of_all_relations():
   assert task.prompt(e) == '' and task.answer(e) == e['text'] and task.grade(e, e['text']) == 1
 
 
+def test_lists_in_the_texts_are_maps_in_the_form_of_episodes():
+  lists = [e['text'] for e in family('texts').examples('train') if '/list/' in e['id'] or e['id'].startswith('text/list')]
+  assert len(lists) == SMALL['lists']
+  for text in lists:
+    pairs = [block.split('\n') for block in text.split('\n\n\n')]
+    told = [(shown.split(' ')[1], label) for shown, label in pairs]
+    assert len(pairs) == 5 and len(dict(told)) == len(set(told)) == len(set(dict(told).values())) <= 2      # one label for each feature
+
+
 def test_no_word_stands_for_two_things():
   lib = importlib.import_module('distill_jax.tasks.families')
   made = lib.world(0, lib.Counts())

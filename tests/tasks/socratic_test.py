@@ -150,6 +150,27 @@ def test_longer_problems_are_in_no_other_split():
     list(socratic(counts=dict(test=1), families=('shops',)).examples('test'))
 
 
+def test_chains_of_sums():
+  task = socratic(families='sums', counts=dict(train=200, test=100, test_long=40))
+  split = {name: list(task.examples(name)) for name in ('train', 'dev', 'test', 'test_long')}
+  assert [len(split[name]) for name in ('train', 'test', 'test_long')] == [200, 100, 40]
+  questions = [e['question'] for rows in split.values() for e in rows]
+  assert len(questions) == len(set(questions))
+  for name, rows in split.items():
+    assert {len(e['steps']) for e in rows} == ({5, 6} if name == 'test_long' else {2, 3, 4})
+    for e in rows:
+      final = str(eval(e['question'].removeprefix('How many are ').rstrip('?')))
+      assert extract(e['answer']) == final == value(e['steps'][-1][1]) and parse(e['answer'])[0] == e['steps'] and task.grade(e, task.answer(e)) == 1.0
+      assert all(evaluate(s.split('=')[0]) == value(s) for _, s in e['steps'])
+  told = [task.narrate(e, random.Random(i)) for i, e in enumerate(split['train'])]
+  right = sum(task.grade(e, text) for e, text in zip(split['train'], told))
+  assert 80 < right < 170      # some of its steps are wrong
+  with pytest.raises(ValueError, match="families='sums' are no stories"):
+    socratic(families='sums', largest=9)
+  with pytest.raises(ValueError, match='families='):
+    socratic(families='sums', source='.')
+
+
 def test_examples_of_the_solver_are_steps():
   whole, task = socratic(counts=dict(train=8)), socratic(part='solver', counts=dict(train=8))
   steps = list(task.examples('train'))
