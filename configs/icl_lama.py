@@ -17,8 +17,8 @@ import pathlib
 from ml_collections import ConfigDict
 
 LAPTOP = dict(
-    counts=dict(relations=8, held=4, subjects=60, objects=12, shots=32, turns=8), task_seed=0, k=5, draws=4, vote_draws=5, tuned=None, queries=None, length=64, plain_length=48,
-    bpe=1000, max_length=128, masked=False, teacher=dict(width=96, layers=3, heads=4, mlp_width=256), student=dict(width=48, layers=2, heads=4, mlp_width=128),
+    counts=dict(relations=6, held=3, subjects=48, objects=12, shots=32, turns=8), task_seed=0, k=5, draws=4, vote_draws=5, tuned=None, queries=None, length=64, plain_length=48,
+    bpe=1000, max_length=128, masked=False, teacher=dict(width=64, layers=2, heads=4, mlp_width=128), student=dict(width=32, layers=2, heads=4, mlp_width=64),
     teacher_lm=1500, student_lm=800, teacher_steps=600, steps=300, batch=16, lm_batch=16, lr=3e-3, warmup=30, decay='cosine', weight_decay=0.05, alpha=0.5, beta=1.0,
     evaluate_batch=128, save=1000, log=20, arms=dict(meta=('ict', 'icld', 'icld_lm', 'smoothed'), multi=('ict', 'icld', 'icld_lm', 'smoothed')))
 TINY = {**LAPTOP, **dict(

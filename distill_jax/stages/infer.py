@@ -52,7 +52,7 @@ def infer(out, inputs, *, seed, how, log, roles, task, split='test', pool='train
                      max_new_tokens=max_new_tokens, stop=stop, part=part, title=title)
   counts = {name: float(np.mean(values)) for name, values in used.items()}
   said = ', '.join(f'{name} {value:.1f}' for name, value in counts.items())
-  return {**summary, 'demonstrations': counts, 'notes': [*summary.get('notes', ()), f'demonstrations before a question, on the mean: {said}']}
+  return {**summary, 'demonstrations': counts, 'notes': [*summary.get('notes', ()), f'{title or "infer"}: demonstrations before a question, on the mean: {said}']}
 
 
 def _sizes(text, held: Sequence[Mapping[str, Any]], found: pools.Found):
