@@ -34,7 +34,7 @@ def train(out, inputs, *, seed, how, log, roles, method, steps, batch, optim, le
   """
   title = title or out.name
   optim = {'student': optim} if 'lr' in optim else optim
-  task = records.make_task(task) if task is not None else None
+  asked, task = task, records.make_task(task) if task is not None else None
   mesh, microbatches, rules = mesh_lib.make_mesh(how.get('mesh')), how.get('microbatches', 1), layout(how)
   loaded, rows, facts_of_data = _read(inputs, roles, mesh, how, method=method, seed=seed, task=task, split=split, count=count, target=target, optim=optim,
                                       loss_on_prompt=loss_on_prompt, overlong=overlong, length=length, source_length=source_length, pack=pack, group=group, pool=pool)
@@ -42,7 +42,7 @@ def train(out, inputs, *, seed, how, log, roles, method, steps, batch, optim, le
   params = {name: role.params for name, role in loaded.items()}
   loaded = {name: role._replace(params=None) for name, role in loaded.items()}
   made, optimizers, run, state, frozen = make_run(
-      loaded, params, method=method, optim=optim, steps=steps, batch=batch, microbatches=microbatches, mesh=mesh, rules=rules, task=task, members=members)
+      loaded, params, method=method, optim=optim, steps=steps, batch=batch, microbatches=microbatches, mesh=mesh, rules=rules, task=task, asked=asked, members=members)
   sizes = {name: parameters(loaded[name]._replace(params=params[name])) for name in optimizers}
   learn = sum(tree.count(tree.split(params[name], loaded[name].model.trainable)[0]) for name in optimizers)
   per_step = batch * members / len(rows)
@@ -82,8 +82,9 @@ class Run(NamedTuple):
   frozen: Mapping[str, Any]
 
 
-def make_run(roles: Mapping[str, Role], params, *, method, optim, steps, batch, microbatches, mesh, rules, task=None, members=1) -> Run:
-  """The step of a train stage and the state before it. params: by role, on the mesh; of shapes that lie there, the Run is of shapes too."""
+def make_run(roles: Mapping[str, Role], params, *, method, optim, steps, batch, microbatches, mesh, rules, task=None, asked=None, members=1) -> Run:
+  """The step of a train stage and the state before it. params: by role, on the mesh; of shapes that lie there, the Run is of shapes too.
+  asked: the settings that `task` was made of."""
   made = make_method(method, roles, task=task, text=roles[next(iter(optim))].text)
   feed.check_batch(batch, mesh, microbatches, members)
   for name in optim:
@@ -91,8 +92,31 @@ def make_run(roles: Mapping[str, Role], params, *, method, optim, steps, batch, 
       raise ValueError(f"train: nothing of role {name!r} can learn: params_dtype='int8' is for frozen roles. Take 'float32' for it")
   optimizers = {role: optim_lib.optimizer(steps=steps, **keywords) for role, keywords in optim.items()}
   state = step_lib.start(made, roles, params, optimizers, mesh)
-  run = step_lib.compiled(step_lib.make_step(made, roles, optimizers, microbatches=microbatches, mesh=mesh, rules=rules), state)
+  make = lambda: step_lib.compiled(step_lib.make_step(made, roles, optimizers, microbatches=microbatches, mesh=mesh, rules=rules), state)
+  run = _same_as_before(make, settings=(method, optim, steps, microbatches, rules, asked if task is None or asked is not None else task), roles=roles, state=state, mesh=mesh)
   return Run(made, optimizers, run, state, {name: tree for name, tree in params.items() if name not in optimizers})
+
+
+_STEPS: dict[Any, Callable] = {}
+KEPT = 4      # steps of the latest stages
+
+
+def _same_as_before(make: Callable[[], Callable], *, settings, roles, state, mesh) -> Callable:
+  """make(), or what it gave for an earlier stage whose step is the same function: arms that differ in their rows alone are traced once.
+
+  A step is a function of the settings (which are plain data, else nothing is kept), the models (which hash), the tokenizers, and where the state lies.
+  """
+  leaves, structure = jax.tree.flatten(state)
+  who = tuple((name, role.model, role.text.fingerprint if role.text else None, role.fingerprint, role.source) for name, role in roles.items())
+  try:
+    key = METHODS[settings[0]['method']], marks.canonical(settings), who, structure, tuple((leaf.shape, leaf.dtype, leaf.sharding) for leaf in leaves), mesh
+    known = _STEPS.pop(key, None)
+  except TypeError:
+    return make()
+  while len(_STEPS) >= KEPT:
+    del _STEPS[next(iter(_STEPS))]
+  _STEPS[key] = known or make()
+  return _STEPS[key]
 
 
 class Labelled:

@@ -47,6 +47,22 @@ def test_the_state_of_a_train_stage_lies_as_planned(sizes):
   assert programs.bytes_of((program.parts['params'], program.parts['optimiser'])) == on_one
 
 
+def test_stages_whose_step_is_the_same_function_share_it():
+  """Traced and compiled once; whatever the step depends on makes another one."""
+  made = recipe(mesh=dict(data=8))
+  mesh = mesh_lib.make_mesh(dict(data=8))
+  real = roles_lib.load_roles(dict(student=made['roles']['base']), mesh, {})
+  known = dict(method=METHOD, optim={'student': OPTIM}, steps=10, batch=16, microbatches=1, mesh=mesh, rules=mesh_lib.RULES)
+  step = lambda **more: make_run(real, {'student': real['student'].params}, **{**known, **more}).run
+  first = step()
+  assert step() is first
+  for more in (dict(optim={'student': {**OPTIM, 'lr': 0.5}}), dict(steps=11), dict(microbatches=2), dict(method={**METHOD, 'alpha': 0.25}), dict(asked='a task'),
+               dict(task=object()), dict(mesh=mesh_lib.make_mesh(dict(data=4, fsdp=2)))):
+    assert step(**more) is not first, more
+  other = {'student': real['student']._replace(fingerprint='other')}
+  assert make_run(other, {'student': real['student'].params}, **known).run is not first
+
+
 def test_a_planned_train_step_runs():
   """Compiled from shapes alone, it takes real arrays."""
   made = recipe(mesh=dict(fsdp=8), microbatches=2)
