@@ -32,7 +32,8 @@ SIZES = {
     'tiny': {**LAPTOP, **dict(
         task=dict(task='sums', counts=dict(train=12, dev=4, test=4)), samples=(1, 2),
         students={name: dict(model={**SHAPE, **TINY}) for name in ('large', 'small')},
-        steps=2, batch=8, max_new_tokens=8, asked=4, evaluate_batch=4, save=2, log=1)},
+        steps=2, batch=8, max_new_tokens=8, asked=4, evaluate_batch=4, save=2, log=1,
+        without=('cot_1', 'cot_repeated', 'cot_one', 'answers_surviving', 'cot_2_small', 'answers_small'))},
     # MultiArith: 420 and 180 problems; D = 64 as in the paper; constant learning rate, 20 epochs of the answers. An open teacher for text-davinci-002.
     'full': {**LAPTOP, **dict(
         task=dict(task='mawps', part='multiarith', source='ChilleD/MultiArith'),
@@ -68,7 +69,7 @@ def get_config(size: str = '') -> ConfigDict:
       zero_shot=dict(**s['task'], prompt='zero_shot', completion='answer'))
   c.roles = {name: dict(**role, tokenizer=dict(stage='words', role='student')) if s['bpe'] else role for name, role in s['students'].items()}
   stages = {**_teacher(c, s, most), **_prompted(c, s)}
-  arms = _arms(s['samples'], most)
+  arms = {name: arm for name, arm in _arms(s['samples'], most).items() if name not in s.get('without', ())}
   for name, (title, role, kept, settings) in arms.items():
     short = name.startswith('answers')
     task = 'answers' if short else 'student'
@@ -85,7 +86,7 @@ def get_config(size: str = '') -> ConfigDict:
   c.stages, c.run = stages, list(stages)
   pairs = [(f'cot_{most}', 'answers'), ('cot_1', 'answers'), (f'cot_{most}', 'cot_1'), (f'cot_{most}', 'cot_repeated'), (f'cot_{most}', 'cot_one'),
            ('cot_1', 'cot_unfiltered'), ('cot_1', 'answers_surviving'), (f'cot_{most}_small', 'answers_small')]
-  c.compare = [(f'evaluate_{a}', f'evaluate_{b}', split) for split in s['splits'] for a, b in pairs]
+  c.compare = [(f'evaluate_{a}', f'evaluate_{b}', split) for split in s['splits'] for a, b in pairs if {a, b} <= set(arms)]
   return c
 
 
