@@ -35,7 +35,7 @@ SIZES = {
     # MetaICL's lengths, cuts, batch and steps
     'full': {**LAPTOP, **dict(
         real=REAL, k=16, length=1024, plain_length=256, max_length=1024, teacher='openai-community/gpt2-large', student='openai-community/gpt2',
-        teacher_steps=30000, steps=30000, batch=8, lm_batch=8, lr=1e-5, warmup=0, decay='linear', weight_decay=0.0, evaluate_batch=64,
+        teacher_steps=30000, steps=30000, batch=8, lm_batch=8, lr=1e-5, warmup=0, decay='linear', weight_decay=0.0, evaluate_batch=64, arms=dict(meta=ALL, multi=ALL),
         cuts=dict(cap=256, length=1024, cut='tokens', roles=dict(student='student_lm')))},
 }
 ARMS = dict(      # name: (title, keywords of the method, None for plain distillation on texts; which rows; rows of a batch)

@@ -25,7 +25,8 @@ TINY = {**LAPTOP, **dict(
     counts=dict(features=2, labels=2, carriers=2, classes=2, relations=1, held=1, subjects=8, objects=3, shots=5, turns=1, lists=1), k=1, draws=1, bpe=300, length=64,
     plain_length=128, max_length=256, teacher=dict(width=16, layers=1, heads=2, mlp_width=16), student=dict(width=16, layers=1, heads=2, mlp_width=16), teacher_lm=2,
     student_lm=2, teacher_steps=2, steps=2, batch=4, lm_batch=4, warmup=1, evaluate_batch=8, save=2, log=1, arms=dict(meta=('ict', 'icld_lm'), multi=()))}
-FACTS = dict(real='data/trex_facts', counts=None, bpe=4096, length=128, plain_length=96, max_length=256, queries=12, draws=2, teacher_lm=2000, student_lm=1000,
+FACTS = dict(real='data/trex_facts', counts=None, bpe=4096, length=128, plain_length=96, max_length=256, queries=12, draws=2, teacher=dict(width=96, layers=3, heads=4, mlp_width=256),
+             student=dict(width=48, layers=2, heads=4, mlp_width=128), teacher_lm=2000, student_lm=1000,
              arms=dict(meta=('ict', 'icld', 'icld_lm'), multi=('ict', 'icld', 'icld_lm')))
 SIZES = {
     '': LAPTOP, 'tiny': TINY, 'bert': {**LAPTOP, 'masked': True}, 'tiny_bert': {**TINY, 'masked': True}, 'facts': {**LAPTOP, **FACTS},

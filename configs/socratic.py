@@ -38,7 +38,7 @@ SIZES = {
         steps=12000, batch=32, length=768, lr=2e-5, warmup=200, evaluate_batch=512, part=512, save=1000, log=20, question_tokens=192, step_tokens=128, text_tokens=400,
         how=dict(mesh=dict(fsdp=-1)))},
 }
-# What one optimiser step of CoT holds of target tokens against the mean of a decomposer's and a solver's, of the same rows: measured on the laptop's texts.
+# What one optimiser step of CoT holds of target tokens against the mean of a decomposer's and a solver's, of the same rows: 0.59 on the laptop's sums, 0.57 on the stories that it was first measured on.
 TOKENS = 0.57
 
 

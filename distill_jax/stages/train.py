@@ -93,7 +93,7 @@ def make_run(roles: Mapping[str, Role], params, *, method, optim, steps, batch, 
   optimizers = {role: optim_lib.optimizer(steps=steps, **keywords) for role, keywords in optim.items()}
   state = step_lib.start(made, roles, params, optimizers, mesh)
   make = lambda: step_lib.compiled(step_lib.make_step(made, roles, optimizers, microbatches=microbatches, mesh=mesh, rules=rules), state)
-  run = _same_as_before(make, settings=(method, optim, steps, microbatches, rules, asked if task is None or asked is not None else task), roles=roles, state=state, mesh=mesh)
+  run = _same_as_before(make, settings=(method, optim, steps, microbatches, rules, asked or task), roles=roles, state=state, mesh=mesh)
   return Run(made, optimizers, run, state, {name: tree for name, tree in params.items() if name not in optimizers})
 
 

@@ -160,7 +160,7 @@ def _texts(made: World, seed: int, sizes: Counts, split: str, family: str):
       lines = [f'{s} {r}\n{o}' for s, r, o in some] if family == 'texts' else [say(*fact) for fact in some]
       yield _text(f'facts/{split}/{turn}/{at}', ('\n\n\n' if family == 'texts' else ' ').join(lines))
   for number in range(sizes.lists if split == 'train' else sizes.lists // 8) if family == 'texts' else ():
-    classes = rng.randint(2, sizes.classes)      # short lists are where a model learns to look back
+    classes = rng.randint(min(2, sizes.classes), sizes.classes)      # short lists are where a model learns to look back
     pairs = list(zip(rng.sample(made.features, classes), rng.sample(made.labels, classes)))
     chosen = [(rng.choice(made.carriers), *rng.choice(pairs)) for _ in range(2 * classes + 1)]
     yield _text(f'list/{split}/{number}', '\n\n\n'.join(f'{carrier} {feature}\n{label}' for carrier, feature, label in chosen))
