@@ -102,8 +102,8 @@ def _teacher(c, s, most):
     return dict(
         written=dict(stage='generate', narrated=True, task='teacher', split='train', samples=most),
         everything=dict(stage='grade', of=['written'], task='teacher', tasks=dict(student='student'), keep='all', dedupe=False),
-        words=dict(stage='train', of=['everything'], roles=dict(student='new'), method=dict(method='sft'), steps=1, batch=1, length=s['length'],
-                   optim=dict(lr=1e-3), title='tokenizer (one step of a model that is not used)'))
+        words=dict(stage='train', of=['everything'], roles=dict(student='new'), method=dict(method='sft'), steps=0, batch=1, length=s['length'],
+                   optim=s['optim'], title='tokenizer of the texts; nothing is learnt'))
   c.roles['teacher'] = s['teacher']
   writing = dict(stage='generate', roles=dict(teacher='teacher'), task='teacher', split='train', how=s['teacher_how'])
   return dict(reasoned=dict(**writing, samples=most, temperature=0.7, max_new_tokens=128),

@@ -19,7 +19,7 @@ LAPTOP = dict(
     counts=dict(features=24, labels=24, carriers=16, classes=2, tasks=1000, tested=24, examples=8, queries=8, shots=16, subjects=30, objects=4, relations=3, held=3,
                 lists=16000), task_seed=0, k=4, draws=5, tuned=None, queries=None, length=40, plain_length=48, bpe=700, max_length=128,
     teacher=dict(width=64, layers=2, heads=4, mlp_width=128), student=dict(width=32, layers=2, heads=4, mlp_width=64),
-    teacher_lm=1800, student_lm=1500, teacher_steps=500, steps=400, batch=16, lm_batch=16, lr=4e-3, warmup=50, decay='cosine', weight_decay=0.01, alpha=0.5, beta=1.0,
+    teacher_lm=1800, student_lm=1500, teacher_steps=1500, steps=400, batch=16, lm_batch=16, lr=4e-3, warmup=50, decay='cosine', weight_decay=0.01, alpha=0.5, beta=1.0,
     evaluate_batch=128, save=1000, log=20, arms=dict(meta=ALL, multi=('ict', 'icld', 'icld_lm', 'matched')))
 REAL = dict(name='word_tasks', source='data/icl_word_tasks', texts='data/trex_facts')
 SIZES = {

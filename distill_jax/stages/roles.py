@@ -1,4 +1,5 @@
 """From a role's definition in a recipe to a Role: model, tokenizer, params, fingerprint."""
+import functools
 import os
 import pathlib
 from typing import Any, Iterable, Mapping
@@ -87,10 +88,16 @@ def load_role(definition: Mapping[str, Any], *, seed: int = 0, texts: Iterable[s
   if config['vocab_size'] < text.vocab_size:
     raise ValueError(f'role: vocab_size={config["vocab_size"]} is smaller than the tokenizer\'s {text.vocab_size}')
   model = MODELS[name](**config)
-  where = None if mesh is None else mesh_lib.of_params(mesh, jax.eval_shape(model.init, jax.random.key(0)), model.axes, rules)
-  params = jax.jit(lambda key: tree.cast(model.init(key), dtype), out_shardings=where)(jax.random.key(seed))
+  params = _init(model, dtype, mesh, tuple((axis, tuple(names) if isinstance(names, list) else names) for axis, names in rules.items()))(jax.random.key(seed))
   role = Role(model, text, params, marks.fingerprint([name, config, text.fingerprint, seed, *kept, *_given(definition)]))
   return _finished(role, definition.get('lora'), seed=seed, mesh=mesh, rules=rules, own=own)
+
+
+@functools.lru_cache(maxsize=8)
+def _init(model, dtype: str, mesh, rules):
+  """key -> fresh params, traced once for all stages that begin with the same model."""
+  where = None if mesh is None else mesh_lib.of_params(mesh, jax.eval_shape(model.init, jax.random.key(0)), model.axes, dict(rules))
+  return jax.jit(lambda key: tree.cast(model.init(key), dtype), out_shardings=where)
 
 
 def _cut(definition: Mapping[str, Any], texts, *, seed, mesh, rules, own: bool) -> Role:

@@ -30,7 +30,7 @@ def train(out, inputs, *, seed, how, log, roles, method, steps, batch, optim, le
   validate: dict(every=..., metric='accuracy' (the task's grade of greedy texts) or 'loss' (held-out cross-entropy), split='dev', count=64,
     patience=None, max_new_tokens=160): keeps the best, stops early.
   how: mesh, rules, role_rules, microbatches, log, save (steps), save_minutes, keep, skips (steps that are not finite and are let pass).
-  More `steps` later continue the same run, on any number of devices and hosts.
+  steps=0: nothing is learnt; the roles as they begin, with a tokenizer of these texts where one is to be made. More `steps` later continue the same run, on any number of devices and hosts.
   """
   title = title or out.name
   optim = {'student': optim} if 'lr' in optim else optim

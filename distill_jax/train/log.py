@@ -73,8 +73,7 @@ class Log:
     with open(self.directory / 'metrics.jsonl', 'a', encoding='utf-8') as file:
       file.write(json.dumps({'step': int(step), **values}) + '\n')
     if self._board is None:
-      from tensorboardX import SummaryWriter
-      self._board = SummaryWriter(str(self.directory / 'tensorboard'), flush_secs=10)
+      self._board = _summary_writer()(str(self.directory / 'tensorboard'), flush_secs=10)
     for name, value in values.items():
       self._board.add_scalar(name, value, int(step))
 
@@ -114,3 +113,16 @@ class Log:
     if self._file:
       self._file.write(f'{time.strftime("%Y-%m-%d %H:%M:%S")} {self.name}: {text}\n')
       self._file.flush()
+
+
+def _summary_writer():
+  """tensorboardX's SummaryWriter. On import it loads torch where that is installed, which takes seconds; scalars need none of it."""
+  hidden = 'torch' not in sys.modules
+  if hidden:
+    sys.modules['torch'] = None      # an import of it is then an ImportError, which tensorboardX expects
+  try:
+    from tensorboardX import SummaryWriter
+  finally:
+    if hidden:
+      del sys.modules['torch']
+  return SummaryWriter
