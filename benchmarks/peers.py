@@ -4,7 +4,7 @@
     python -m benchmarks.run --peers=runs/peers      --quick: only a check that it runs; --device=gpu, --dtype=bfloat16, --table=real
 
 dense: 8 rows of 128 random tokens, every position a target, one step a round.  real: GSM8K (--gsm8k=DIR, else ../shared/data/gsm8k, else
-the bundled problems) in the order of the data, 16 examples a step, three steps a round, the same 16 on every side; prompts carry no loss;
+the bundled problems) in the order of the data, 16 examples a step, three steps (--steps) a round, the same 16 on every side; prompts carry no loss;
 tokens of a byte-level BPE trained on these texts. Ours packs a step's examples into rows; the others pad them to the longest of the step.
 Speed is in targets a second. Shapes are 4 x 256 and 8 x 512 with 32,000 ids on a CPU, larger on a GPU: jobs.py.
 
@@ -196,13 +196,14 @@ HEAD = (f'{"":40s}{"targets/s":>10s}{"ours is x times":>22s}{"peak MB":>10s}{"fi
 
 
 def compare(*, peers: str | None, trl_python: str | None, tunix_python: str | None, device: str, dtype: str | None, count: int, quick: bool,
-            gsm8k: str | None, only: str | None = None) -> list[dict]:
+            gsm8k: str | None, only: str | None = None, steps: int | None = None) -> list[dict]:
   """All tables, printed as they come."""
   import jax
   from benchmarks.sides import ours
   from distill_jax.data import text as text_lib
   jax.config.update('jax_platforms', 'cpu')      # this process only writes weights and texts
   size = jobs.SHAPES['quick' if quick else device]
+  size = {**size, 'steps': steps or size['steps']}
   pythons = interpreters(peers, trl=trl_python, tunix=tunix_python)
   dtype = dtype or {'cpu': 'float32', 'gpu': 'bfloat16'}[device]
   need = size['examples'] * size['steps']

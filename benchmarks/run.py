@@ -129,11 +129,12 @@ def main() -> None:
   parser.add_argument('--dtype', choices=('float32', 'bfloat16'), help='of --peers; default: float32 on a CPU, else bfloat16')
   parser.add_argument('--gsm8k', metavar='DIR', help='texts of the real rows of --peers')
   parser.add_argument('--table', choices=('dense', 'real', 'gpt2', 'llama'), help='some tables of --peers')
+  parser.add_argument('--steps', type=int, help='real rows of --peers: steps a round; fewer are sooner done (default: 3)')
   args = parser.parse_args()
   count = 2 if args.quick else args.count
   if args.peers or args.trl_python or args.tunix_python:
     rows = peers.compare(peers=args.peers, trl_python=args.trl_python, tunix_python=args.tunix_python, device=args.device, dtype=args.dtype,
-                         count=count, quick=args.quick, gsm8k=args.gsm8k, only=args.table)
+                         count=count, quick=args.quick, gsm8k=args.gsm8k, only=args.table, steps=args.steps)
     if args.out:
       pathlib.Path(args.out).write_text(json.dumps(rows, indent=1) + '\n', encoding='utf-8')
     return

@@ -32,7 +32,7 @@ SIZES = {
     'temperatures': {**LAPTOP, **dict(temperatures=(0.3, 1.0))},
     'tiny': {**LAPTOP, **dict(
         data=dict(source='bundled', numbers=True, counts=dict(train=16, dev=4, test=4), seed=1, check='strict'), samples=2, n=4, ks=(1, 4), greedy=False,
-        arms=('ekt', 'kd_shown', 'shuffled'), steps=2, rounds=1, round_samples=8, generate_batch=32, evaluate_batch=16, label_batch=8, save=2, log=1,
+        arms=('ekt', 'kd_shown', 'shuffled'), steps=2, rounds=1, round_samples=8, generate_batch=128, evaluate_batch=16, label_batch=8, save=2, log=1,
         part=16)},
     # k, T, prompt budget, lengths, check, optimiser, batch and rounds as in the paper's runs; steps: theirs for the set of GPT-J, 140 epochs
     'full': {**LAPTOP, **dict(

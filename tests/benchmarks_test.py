@@ -38,7 +38,7 @@ def batches(text):
   return jobs.real_batches(pairs, text, SIZE)
 
 
-@pytest.fixture(scope='module', params=('gpt2', 'llama'))
+@pytest.fixture(scope='module', params=(pytest.param('gpt2', marks=pytest.mark.slow), 'llama'))
 def job(request, text, batches, tmp_path_factory):
   directory = tmp_path_factory.mktemp(request.param)
   roles = jobs.write_roles(directory, request.param, SIZE, jobs.places(batches), text)

@@ -37,7 +37,7 @@ def test_1_cut(case, microbatches):
   assert_near(reference(case), run(case, microbatches), BOUND[case.dtype])
 
 
-@over(CASES, slow=[LORA])
+@over(CASES, slow=[LORA, T5, RETRIEVE, *HALF])
 def test_2_share(case):
   """Devices change nothing; here with two microbatches on each of them."""
   assert_near(reference(case), run(case, 2, 8), BOUND[case.dtype])
@@ -194,7 +194,7 @@ def training(case, directory, *, steps, mesh):
   return jax.device_get(ran.state)
 
 
-@over([case for case in FIRST if case not in (DENSE, ULD, MINILLM)], slow=[FIRST[2], FIRST[4], LORA, T5, ICL, RETRIEVE])      # as logit_kd, gkd
+@over([case for case in FIRST if case not in (DENSE, ULD, MINILLM)], slow=[FIRST[2], FIRST[3], FIRST[4], LORA, T5, ICL, RETRIEVE])      # as logit_kd, gkd
 def test_6_resume(case, tmp_path):
   """Ten steps are five, a checkpoint, a new process's eyes, and five more: bit for bit, memory and moments too."""
   mesh = mesh_of(2)

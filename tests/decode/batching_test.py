@@ -91,8 +91,8 @@ def test_the_judge_of_ties_knows_a_difference_that_is_none():
     assert distance_to_a_tie('llama', WORDS[i], 0, one[i][0], other) > 1e-4
 
 
-@pytest.mark.parametrize('kind', ['llama', 'gpt2', 'fading'])
-@pytest.mark.parametrize('batch', [1, 5, 64])
+@pytest.mark.parametrize('kind', ['llama', pytest.param('gpt2', marks=pytest.mark.slow), 'fading'])
+@pytest.mark.parametrize('batch', [1, pytest.param(5, marks=pytest.mark.slow), 64])
 def test_greedy_whatever_the_number_of_rows(kind, batch):
   whole = side_by_side(kind, temperature=0.0)
   texts, _ = write(kind, temperature=0.0, batch=batch)
@@ -115,7 +115,7 @@ def test_short_rows_are_taken_apart_from_long_ones(monkeypatch):
 FEW_SHOT = 'Question: two and two? Answer: four. Question: three and one? Answer: four. '
 
 
-@pytest.mark.parametrize('kind', ['llama', 'gpt2', 'fading'])
+@pytest.mark.parametrize('kind', ['llama', pytest.param('gpt2', marks=pytest.mark.slow), 'fading'])
 def test_a_beginning_that_all_prompts_share_is_read_once(kind):
   prompts = [FEW_SHOT + word for word in WORDS]
   texts, stats = write(kind, prompts, temperature=0.0)
@@ -129,7 +129,7 @@ def test_equal_prompts_keep_a_token_of_their_own():
   assert stats['shared_tokens'] == 32 and len({t['text'] for [t] in texts}) == 1
 
 
-@pytest.mark.parametrize('dtype,slack', [('bfloat16', 0.05), ('int8', 0.1)])
+@pytest.mark.parametrize('dtype,slack', [pytest.param('bfloat16', 0.05, marks=pytest.mark.slow), ('int8', 0.1)])
 def test_a_compact_cache_writes_almost_the_same(dtype, slack):
   """The same greedy first tokens, and log-probabilities near those of a float32 cache; few-shot prefixes too."""
   prompts = [FEW_SHOT + word for word in WORDS]

@@ -75,6 +75,7 @@ def test_log_probabilities_of_cut_and_tempered_samples_are_the_models_own():
     assert np.all(out.logps_BNT[b, n, length:] == 0)
 
 
+@pytest.mark.slow
 def test_bfloat16():
   tokens, segments, ids = prompts_of([4, 9], 9)
   out = texts('llama', (tokens, segments, ids), dtype='bfloat16', max_new_tokens=8, temperature=0.0, eos_id=-1)

@@ -153,6 +153,7 @@ def test_a_cache_gives_what_whole_rows_give(dtype, bound):
     np.testing.assert_allclose(said[:, 0], whole[:, number], atol=bound)
 
 
+@pytest.mark.slow
 def test_remat_and_ready_change_nothing_and_dropout_follows_rows():
   source, segments = (x[:, :9] for x in sources())
   batch = dict(source=source % 61, source_segments=segments, tokens=np.arange(12, dtype=np.int32).reshape(3, 4))

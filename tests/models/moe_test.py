@@ -29,7 +29,7 @@ def dense(x_ND, shares_NK, experts_NK, kernels, act):
 
 
 @pytest.mark.parametrize('crowd', [0.0, 100.0])
-@pytest.mark.parametrize('count, chosen', [(N, 2), (1, 1), (7, 5)])
+@pytest.mark.parametrize('count, chosen', [(N, 2), pytest.param(1, 1, marks=pytest.mark.slow), (7, 5)])
 def test_both_ways_are_the_dense_formula(count, chosen, crowd):
   args, _ = given(count, chosen, crowd=crowd)
   right = dense(*args, jax.nn.silu)

@@ -160,8 +160,8 @@ def test_layers_are_what_leaves_each_block(shape):
     model.apply(params, batch, want=('attention',))
 
 
-@pytest.mark.parametrize('shape, dtype', [(shape, dtype) for dtype in ('float32', 'bfloat16') for shape in ALL.values()] + [
-    (shape, 'float32') for shape in NEWER.values()])
+@pytest.mark.parametrize('shape, dtype', [(shape, 'float32') for shape in (ALL | NEWER).values()] + [
+    pytest.param(shape, 'bfloat16', marks=pytest.mark.slow) for shape in ALL.values()])
 def test_decoding_with_a_cache_is_the_whole_forward(shape, dtype):
   model = transformer(**shape, dtype=dtype)
   params = _params(model)
@@ -221,7 +221,7 @@ def test_bfloat16_products_keep_float32_weights(shape):
   assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(gradients))
 
 
-@pytest.mark.parametrize('remat', ['full', 'dots'])
+@pytest.mark.parametrize('remat', ['full', pytest.param('dots', marks=pytest.mark.slow)])
 def test_remat_changes_no_gradient(remat):
   batch, keys = dict(tokens=tokens(0, 2, 8)), jax.random.split(jax.random.key(0), 2)
 

@@ -127,6 +127,7 @@ def test_a_compact_cache_holds_the_same_labels_in_fewer_bytes(call, settings):
     np.testing.assert_allclose(q[told], p[told], atol=0.02)
 
 
+@pytest.mark.slow
 def test_what_a_compact_cache_teaches(small, call, settings):
   """A run on decoded labels stays beside one on live ones, within a small multiple of the nats that coding may lose."""
   pair, task = settings['roles'], small.task
@@ -217,7 +218,7 @@ def shown(small, monkeypatch):
   return before
 
 
-@pytest.mark.parametrize('loss_on_prompt', [False, True])
+@pytest.mark.parametrize('loss_on_prompt', [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_labels_of_a_teacher_that_is_shown_something_first(small, call, settings, shown, loss_on_prompt):
   """Every token's label is what the teacher says of it behind the longer prompt, and the rows stay those of the student."""
   call('label', 'plain', method=KD, count=4, loss_on_prompt=loss_on_prompt, **settings)

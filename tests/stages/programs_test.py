@@ -74,7 +74,8 @@ def test_a_planned_train_step_runs():
   assert int(state.step) == 1 and float(means['distillation'].weight) == 0
 
 
-@pytest.mark.parametrize('stage, sizes', [('generate', dict(data=8)), ('evaluate', dict(data=4, fsdp=2)), ('generate', dict(data=1))], ids=str)
+@pytest.mark.parametrize('stage, sizes', [('generate', dict(data=8)), ('evaluate', dict(data=4, fsdp=2)),
+                                          pytest.param('generate', dict(data=1), marks=pytest.mark.slow)], ids=str)
 def test_sampling_calls_what_is_planned(stage, sizes, monkeypatch):
   made = recipe(mesh=sizes)
   devices = jax.devices()[:int(np.prod(list(sizes.values())))]

@@ -36,8 +36,10 @@ def test_overrides_win_and_count(small):
 def test_a_fresh_model_has_the_vocabulary_of_its_tokenizer():
   role = roles.load_role(FRESH, texts=['a b c 12'])
   assert role.model.config['vocab_size'] == role.text.vocab_size
+  traced = roles._init.cache_info().misses
   other = roles.load_role(FRESH, texts=['a b c 12'], seed=1)
-  assert role.fingerprint != other.fingerprint
+  assert role.fingerprint != other.fingerprint and roles._init.cache_info().misses == traced, 'fresh models that are alike are made by one program'
+  assert any(np.any(a != b) for a, b in zip(jax.tree.leaves(role.params), jax.tree.leaves(other.params)))
   assert np.abs(role.params['embed']['tokens'] - other.params['embed']['tokens']).max() > 0
   wide = roles.load_role({**FRESH, 'model': {**FRESH['model'], 'vocab_size': 512}}, texts=['a'])
   assert wide.params['embed']['tokens'].shape == (512, 8)

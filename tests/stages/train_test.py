@@ -150,6 +150,15 @@ def test_a_fresh_student_with_its_own_tokenizer(call, settings):
   assert summary['examples'] == 6 and role.text.vocab_size == role.model.config['vocab_size'] <= 300
 
 
+def test_no_steps_make_a_tokenizer_and_leave_the_model_as_it_begins(call, settings):
+  fresh = dict(model=dict(width=8, layers=1, heads=2, mlp_width=8, max_length=256), tokenizer=dict(bpe=300))
+  summary = call('train', 'words', steps=0, **{**settings, 'roles': dict(student=fresh)})
+  role = roles.load_role(dict(load=str(call.out('words') / 'student')))
+  begun = roles.load_role({**fresh, 'tokenizer': str(call.out('words') / 'student')}, seed=0)
+  assert summary['steps'] == 0 and role.text.vocab_size > 256
+  assert_same(tree.flatten(role.params), tree.flatten(begun.params))
+
+
 @pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')      # orbax leaves its other reads unfinished
 def test_a_checkpoint_of_another_model_is_one_clear_error(call, settings):
   fresh = dict(model=dict(width=8, layers=1, heads=2, mlp_width=8, max_length=256), tokenizer=dict(bpe=300))

@@ -2,6 +2,8 @@
 import io
 import json
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -69,6 +71,13 @@ def test_metrics_are_lines_of_json(tmp_path):
   log.close()
   rows = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
   assert rows == [{'step': 1, 'loss': 2.0}, {'step': 2, 'loss': 1.5, 'accuracy': 0.25}]
+  assert list((tmp_path / 'tensorboard').iterdir())
+
+
+def test_torch_is_not_loaded_for_tensorboard(tmp_path):
+  code = (f'import pathlib, sys; from distill_jax.train.log import Log; log = Log(pathlib.Path({str(tmp_path)!r})); log.metrics(1, dict(loss=2)); log.close(); '
+          'assert "torch" not in sys.modules and "tensorboardX" in sys.modules; import importlib.util; assert importlib.util.find_spec("torch")')
+  subprocess.run([sys.executable, '-c', code], check=True)
   assert list((tmp_path / 'tensorboard').iterdir())
 
 
