@@ -137,13 +137,32 @@ def load_text(source) -> Text:
   if local and not any(os.path.exists(os.path.join(name, f)) for f in _FILES):
     raise FileNotFoundError(f'no tokenizer in {name}: it holds none of {", ".join(_FILES)}. {_REMEDY}.')
   try:
-    return wrap(_read(name, local))
+    return _of_directory(name) if local else wrap(_read(name, False))
   except Exception as error:      # transformers, the hub client and tokenizers raise many kinds, plain Exception among them
     reason = f'{type(error).__name__}: {" ".join(str(error).split())[:200]}'
     if local:
       raise ValueError(f'the tokenizer files in {name} cannot be read ({reason}). Copy the directory again.') from error
     raise ValueError(f'there is no directory {name!r}, and the Hugging Face hub gave no tokenizer of that name ({reason}). '
                      f'{_REMEDY}; without a network only a directory works.') from error
+
+
+_KNOWN: dict[str, Text] = {}      # by the digest of their files: stage after stage reads a tokenizer that is the same
+
+
+def _of_directory(name) -> Text:
+  """The Text of a directory; one that holds the same small files as an earlier one has the same Text."""
+  digest = hashlib.sha256()
+  for entry in sorted(os.scandir(name), key=lambda entry: entry.name):
+    if entry.is_file() and entry.name.endswith(('.json', '.txt', '.model', '.jinja')):
+      with open(entry.path, 'rb') as file:
+        digest.update(f'{entry.name} {entry.stat().st_size} '.encode() + hashlib.file_digest(file, 'sha256').digest())
+  key = digest.hexdigest()
+  if key not in _KNOWN:
+    made = wrap(_read(name, True))
+    while len(_KNOWN) >= 8:
+      del _KNOWN[next(iter(_KNOWN))]
+    _KNOWN[key] = made
+  return _KNOWN[key]
 
 
 def _read(name, local):

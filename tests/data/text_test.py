@@ -272,3 +272,13 @@ def test_reading_a_tokenizer_does_not_load_torch():
   said = "import sys; from distill_jax.data import text; print(text.load_text('distill_jax/bundled/teacher').eos_id, 'torch' in sys.modules)"
   ran = subprocess.run([sys.executable, '-c', said], cwd=pathlib.Path(__file__).resolve().parents[2], capture_output=True, text=True, check=True)
   assert ran.stdout.split() == ['1', 'False']
+
+
+def test_directories_that_hold_the_same_files_have_one_text(tmp_path, trained):
+  for name in ('a', 'b', 'c'):
+    trained.save(tmp_path / name)
+  one, two = (text_lib.load_text(tmp_path / name) for name in 'ab')
+  assert one is two
+  path = tmp_path / 'c' / 'tokenizer_config.json'
+  path.write_text(json.dumps(json.loads(path.read_text()) | {'eos_token': '<pad>'}))
+  assert text_lib.load_text(tmp_path / 'c').eos_id != one.eos_id, 'files that changed are read anew'
