@@ -116,13 +116,12 @@ class Log:
 
 
 def _summary_writer():
-  """tensorboardX's SummaryWriter. On import it loads torch where that is installed, which takes seconds; scalars need none of it."""
-  hidden = 'torch' not in sys.modules
-  if hidden:
-    sys.modules['torch'] = None      # an import of it is then an ImportError, which tensorboardX expects
+  """tensorboardX's SummaryWriter. On import it loads what it finds of torch and boto3, which takes seconds; scalars need none of it."""
+  hidden = [name for name in ('torch', 'boto3') if name not in sys.modules]
+  sys.modules.update(dict.fromkeys(hidden))      # None: an import of it is an ImportError, which tensorboardX expects
   try:
     from tensorboardX import SummaryWriter
   finally:
-    if hidden:
-      del sys.modules['torch']
+    for name in hidden:
+      del sys.modules[name]
   return SummaryWriter
