@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 LAPTOP = dict(
     counts=dict(relations=6, held=3, subjects=48, objects=12, shots=32, turns=8), task_seed=0, k=5, draws=4, vote_draws=5, tuned=None, queries=None, length=64, plain_length=48,
     bpe=1000, max_length=128, masked=False, teacher=dict(width=64, layers=2, heads=4, mlp_width=128), student=dict(width=32, layers=2, heads=4, mlp_width=64),
-    teacher_lm=1500, student_lm=800, teacher_steps=600, steps=300, batch=16, lm_batch=16, lr=3e-3, warmup=30, decay='cosine', weight_decay=0.05, alpha=0.5, beta=1.0,
+    teacher_lm=1500, student_lm=800, teacher_steps=600, steps=300, batch=16, lm_batch=16, lr=3e-3, tune_lr=3e-4, warmup=30, decay='cosine', weight_decay=0.05, alpha=0.5, beta=1.0,
     evaluate_batch=128, save=1000, log=20, arms=dict(meta=('ict', 'icld', 'icld_lm', 'smoothed'), multi=('ict', 'icld', 'icld_lm', 'smoothed')))
 TINY = {**LAPTOP, **dict(
     counts=dict(features=2, labels=2, carriers=2, classes=2, relations=1, held=1, subjects=8, objects=3, shots=5, turns=1, lists=1), k=1, draws=1, bpe=300, length=64,
@@ -31,7 +31,7 @@ FACTS = dict(real='data/trex_facts', counts=None, bpe=4096, length=128, plain_le
 SIZES = {
     '': LAPTOP, 'tiny': TINY, 'bert': {**LAPTOP, 'masked': True}, 'tiny_bert': {**TINY, 'masked': True}, 'facts': {**LAPTOP, **FACTS},
     'full': {**LAPTOP, **FACTS, **dict(teacher='openai-community/gpt2-large', student='openai-community/gpt2', draws=20, queries=None, length=256, teacher_steps=20000,
-                                       steps=20000, batch=48, lm_batch=48, lr=1e-5, warmup=100, decay='linear', weight_decay=0.0)},
+                                       steps=20000, batch=48, lm_batch=48, lr=1e-5, tune_lr=1e-5, warmup=100, decay='linear', weight_decay=0.0)},
 }
 
 
@@ -72,7 +72,7 @@ def get_config(size: str = '') -> ConfigDict:
     made = {f'{p}_episodes': dict(**tune, draws=2, count=s['tuned']), f'{p}_facts': tests, f'{p}_no_demonstrations': {**tests, 'k': 0}}
     c.stages.update(made)
     c.run += made
-    icl._paradigm(c, s, p, dict(**training, length=s['length'], pack=False), [f'{p}_facts'], [f'{p}_no_demonstrations'])
+    icl._paradigm(c, s, p, dict(**{**training, 'optim': {**optim, 'lr': s['tune_lr']}}, length=s['length'], pack=False), [f'{p}_facts'], [f'{p}_no_demonstrations'])
     for a, b in (('icld', 'ict'), ('icld_lm', 'icld'), ('icld', 'smoothed')):
       if {a, b} <= set(s['arms'][p]):
         c.compare += [(f'choose_{p}_{a}', f'choose_{p}_{b}', f'{p}_facts', *more) for more in ((), ('MRR',))]
