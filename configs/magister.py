@@ -31,7 +31,7 @@ SIZES = {
     'tiny': {**LAPTOP, **dict(
         task=dict(task='stories', counts=dict(read=24, train=48, dev=4, test=4, test_longer=4)), splits=('test',),
         new=dict(model={**SHAPE, 'width': 16, 'layers': 1, 'mlp_width': 16}, tokenizer=dict(bpe=320)), read_steps=2, steps=2, long_steps=3, batch=8,
-        max_new_tokens=8, length=64, source_length=64, read_length=64, answers_length=16, answers_tokens=4, evaluate_batch=4, log=1,
+        max_new_tokens=8, length=64, source_length=64, read_length=64, answers_length=16, answers_tokens=8, evaluate_batch=4, log=1,
         without=['kept_20', 'kept_4', *(name for arm in ('cot_20', 'cot_4', 'weak', 'gold', 'answers', 'answers_long') for name in (arm, f'evaluate_{arm}', f'evaluate_{arm}_calculator')),
                  *(f'evaluate_{arm}_calculator' for arm in ('unfiltered', 'hint'))])},
     # As published where that is known: T5, exemplars with the answer in them, right chains kept, the student chosen on held-out training questions.

@@ -28,7 +28,7 @@ SIZES = {
     'tiny': {**LAPTOP, **dict(
         tasks=dict(source='bundled', families='sums', counts=dict(train=12, dev=2, test=4, test_long=2), seed=1), splits=('test',),
         models={name: dict(model={**SHAPE, **dict(layers=1, heads=2, width=16, mlp_width=16)}, tokenizer='bundled:teacher') for name in LAPTOP['models']}, steps=2, warmup=1,
-        evaluate_batch=4, part=4, save=2, log=1, question_tokens=8, step_tokens=4, text_tokens=8, without=('cot_double', 'cot_tokens', 'full', 'bare', 'answer'))},
+        evaluate_batch=4, part=4, save=2, log=1, question_tokens=8, step_tokens=8, text_tokens=8, without=('cot_double', 'cot_tokens', 'full', 'bare', 'answer'))},
     # the paper's students are two GPT-2 of the size that CoT has (so the pair has twice the parameters; its control here is GPT-2 medium)
     'full': {**LAPTOP, **dict(
         tasks=dict(source='openai/gsm8k'), splits=('test',), shots=4,
