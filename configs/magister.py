@@ -32,7 +32,8 @@ SIZES = {
         task=dict(task='stories', counts=dict(read=24, train=48, dev=4, test=4, test_longer=4)), splits=('test',),
         new=dict(model={**SHAPE, 'width': 16, 'layers': 1, 'mlp_width': 16}, tokenizer=dict(bpe=320)), read_steps=2, steps=2, long_steps=3, batch=8,
         max_new_tokens=8, length=64, source_length=64, read_length=64, answers_length=16, answers_tokens=8, evaluate_batch=4, log=1,
-        without=['kept_20', 'kept_4', *(name for arm in ('cot_20', 'cot_4', 'weak', 'gold', 'answers', 'answers_long') for name in (arm, f'evaluate_{arm}', f'evaluate_{arm}_calculator')),
+        without=['kept_20', 'kept_4', 'written_weak', 'kept_weak',
+                 *(name for arm in ('cot_20', 'cot_4', 'weak', 'gold', 'answers', 'answers_long') for name in (arm, f'evaluate_{arm}', f'evaluate_{arm}_calculator')),
                  *(f'evaluate_{arm}_calculator' for arm in ('unfiltered', 'hint'))])},
     # As published where that is known: T5, exemplars with the answer in them, right chains kept, the student chosen on held-out training questions.
     # From memory of the paper: v1.1, Adafactor, 1e-3, 128 questions a step, one greedy chain a question. Ours: who teaches, the number of steps.
