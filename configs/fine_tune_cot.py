@@ -102,7 +102,7 @@ def _teacher(c, s, most):
     return dict(
         written=dict(stage='generate', narrated=True, task='teacher', split='train', samples=most),
         everything=dict(stage='grade', of=['written'], task='teacher', tasks=dict(student='student'), keep='all', dedupe=False),
-        words=dict(stage='train', of=['everything'], roles=dict(student='new'), method=dict(method='sft'), steps=0, batch=1, length=s['length'],
+        words=dict(stage='train', of=['everything'], roles=dict(student='new'), method=dict(method='sft'), steps=0, batch=s['batch'], length=s['length'],
                    optim=s['optim'], title='tokenizer of the texts; nothing is learnt'))
   c.roles['teacher'] = s['teacher']
   writing = dict(stage='generate', roles=dict(teacher='teacher'), task='teacher', split='train', how=s['teacher_how'])
