@@ -31,9 +31,9 @@ SIZES = {
     'distinct': {**LAPTOP, **dict(cap=None)},
     'temperatures': {**LAPTOP, **dict(temperatures=(0.3, 1.0))},
     'tiny': {**LAPTOP, **dict(
-        data=dict(source='bundled', numbers=True, counts=dict(train=16, dev=4, test=4), seed=1, check='strict'), samples=2, n=4, ks=(1, 4), greedy=False,
-        arms=('ekt', 'kd_shown', 'shuffled'), steps=2, rounds=1, round_samples=8, generate_batch=128, evaluate_batch=16, label_batch=8, save=2, log=1,
-        part=16)},
+        data=dict(source='bundled', numbers=True, counts=dict(train=16, dev=4, test=16), seed=1, check='strict'), samples=8, n=8, ks=(1, 8), greedy=False,
+        arms=('ekt', 'kd_shown', 'shuffled'), steps=2, rounds=1, round_samples=8, generate_batch=128, evaluate_batch=128, label_batch=8, save=2, log=1,
+        part=16)},      # equal numbers of questions and samples: what asks in the same way shares its programs
     # k, T, prompt budget, lengths, check, optimiser, batch and rounds as in the paper's runs; steps: theirs for the set of GPT-J, 140 epochs
     'full': {**LAPTOP, **dict(
         data=dict(source='openai/gsm8k', check='paper'), teacher='EleutherAI/gpt-j-6b', base='EleutherAI/gpt-neo-1.3B', samples=100,

@@ -104,7 +104,7 @@ def run(static, params, ready, prompts: Sequence[Sequence[int]], ids: Sequence[n
   prompts: of a model with an encoder, what that reads and then the token that decoding starts from. static: (model, settings, mesh);
   params read the prompts, `ready` the tokens; shared: cache of `offset` tokens that stand before all.
   """
-  N = static[1].samples
+  N, kept = static[1].samples, (static[0], of_pool(static[1]), static[2])
   order = sorted(range(len(prompts)), key=lambda i: (fit(len(prompts[i]) - 1, sizes.reads), -i))
   waiting = [(i, n) for i in order for n in reversed(range(N))]      # its end is next
   held: dict[int, Row] = {}
@@ -113,18 +113,18 @@ def run(static, params, ready, prompts: Sequence[Sequence[int]], ids: Sequence[n
   threads = concurrent.futures.ThreadPoolExecutor(sizes.at_once) if sizes.at_once > 1 else None
   # on CPU a call runs on the thread that waits for it
   side_by_side = map if threads is None else lambda call, items: threads.map(lambda item: jax.block_until_ready(call(item)), items)
-  pool = _make(*static, sizes.rows + (sizes.taken is not None), sizes.widths[-1])      # one row more, for nobody, where rows are taken
-  copies = Copies(_empty(*static[:2], sizes.places, sizes.reads[-1]), list(range(sizes.places)), {}) if sizes.together > 1 else None
+  pool = _make(*kept, sizes.rows + (sizes.taken is not None), sizes.widths[-1])      # one row more, for nobody, where rows are taken
+  copies = Copies(_empty(*kept, sizes.places, sizes.reads[-1]), list(range(sizes.places)), {}) if sizes.together > 1 else None
   while waiting or held:
     while waiting and (len(free) >= min(sizes.prompts * N, len(waiting)) and (copies is None or copies.free) or not held):
       chosen = _next(waiting, prompts, len(free), sizes, N, copies)
       rows = [free.pop() for _ in chosen]
       before, lengths, last, ids_M2, *into = _arrays(chosen, rows, prompts, ids, sizes, N, static[1].pad_id, place)
-      caches = _read(*static, sizes.widths[-1] if copies is None else sizes.reads[-1], params, shared, np.int32(offset), before, lengths)
+      caches = _read(*kept, sizes.widths[-1] if copies is None else sizes.reads[-1], params, shared, np.int32(offset), before, lengths)
       if copies is None:
-        pool = _lay(*static, pool, caches, np.int32(offset), lengths, last, ids_M2, key, *into)
+        pool = _lay(*kept, pool, caches, np.int32(offset), lengths, last, ids_M2, key, *into)
       else:
-        pool, cache = _enter(*static[:2], pool, copies.cache, caches, np.int32(offset), lengths, last, ids_M2, key, *into,
+        pool, cache = _enter(*kept, pool, copies.cache, caches, np.int32(offset), lengths, last, ids_M2, key, *into,
                              copies.place(list(dict.fromkeys(i for i, _ in chosen)), sizes.prompts))
         copies = copies._replace(cache=cache)
       held.update({r: Row(i, n, *((used(i), None) if copies is None else (0, copies.where[i])), watching())
@@ -132,11 +132,11 @@ def run(static, params, ready, prompts: Sequence[Sequence[int]], ids: Sequence[n
     begun = []
     groups = _groups(held, sizes, prompts)
     for at in range(0, len(groups), sizes.at_once):
-      wave = [_take_turn(static, pool, copies, shared, [held.get(r) for r in rows], rows, together, sizes, prompts)
+      wave = [_take_turn(kept, pool, copies, shared, [held.get(r) for r in rows], rows, together, sizes, prompts)
               for rows, together in groups[at:at + sizes.at_once]]
       moved = side_by_side(lambda turn: _move(static, ready, turn, writer), wave)
       for turn, (state, seen) in zip(wave, list(moved)):
-        pool = _put(*static, turn.width, TURN, pool, turn.rows_G, state)
+        pool = _put(*kept, turn.width, TURN, pool, turn.rows_G, state)
         begun.append((turn.rows, seen))
     for rows, (tokens, logps, number, ended) in begun:      # the device has the later ones still to do while the host reads the first
       tokens, logps, number, ended = hosts.to_host((tokens, logps, number, ended))
@@ -179,6 +179,11 @@ def _next(waiting: list, prompts, free: int, sizes: Shapes, N: int, copies: Copi
       break
     chosen.append(waiting.pop())
   return chosen
+
+
+def of_pool(settings):
+  """What rows that wait depend on: texts that are drawn in other ways, or more often, are kept by the same programs."""
+  return loop.Settings(max_new_tokens=1, pad_id=settings.pad_id, cache_dtype=settings.cache_dtype, source=settings.source)
 
 
 def _arrays(chosen, rows, prompts, ids, sizes: Shapes, N: int, pad_id: int, place):
@@ -228,7 +233,7 @@ class Turn(NamedTuple):
   state: Any
 
 
-def _take_turn(static, pool, copies: Copies | None, shared, texts: list[Row | None], rows: list[int], together: int, sizes: Shapes, prompts) -> Turn:
+def _take_turn(kept, pool, copies: Copies | None, shared, texts: list[Row | None], rows: list[int], together: int, sizes: Shapes, prompts) -> Turn:
   """Takes these rows of the pool; copies of their prompts come along."""
   width = fit(max(text.used for text in texts if text), sizes.widths)
   count = sizes.taken or sizes.rows
@@ -238,8 +243,8 @@ def _take_turn(static, pool, copies: Copies | None, shared, texts: list[Row | No
     read = fit(max(len(prompts[text.prompt]) - 1 for text in texts if text), sizes.reads)
     of_chunk = [next((text.behind for text in texts[at:at + together] if text), 0) for at in range(0, len(texts), together)]
     places = np.array(of_chunk + [0] * (count // together - len(of_chunk)), np.int32)
-    shared = _behind(*static[:2], read, copies.cache, places, shared)
-  state = _take(*static, width, TURN, pool, shared, rows_G, live)
+    shared = _behind(*kept[:2], read, copies.cache, places, shared)
+  state = _take(*kept, width, TURN, pool, shared, rows_G, live)
   return Turn(rows, texts + [None] * (count - len(rows)), width, rows_G, state)
 
 
@@ -288,8 +293,8 @@ _make = jax.jit(pool_lib.make, static_argnums=(0, 1, 2, 3, 4))
 _prefix = jax.jit(pool_lib.prefix, static_argnums=(0, 1))
 _read = jax.jit(pool_lib.read, static_argnums=(0, 1, 2, 3))
 _lay = jax.jit(pool_lib.lay, static_argnums=(0, 1, 2), donate_argnums=(3,))
-_empty = jax.jit(lambda model, settings, rows, slots: model.cache(rows, slots, settings.cache_dtype), static_argnums=(0, 1, 2, 3))
-_enter = jax.jit(pool_lib.enter, static_argnums=(0, 1), donate_argnums=(2, 3))
+_empty = jax.jit(pool_lib.empty, static_argnums=(0, 1, 2, 3, 4))
+_enter = jax.jit(pool_lib.enter, static_argnums=(0, 1, 2), donate_argnums=(3, 4))
 _behind = jax.jit(pool_lib.behind, static_argnums=(0, 1, 2))
 _take = jax.jit(pool_lib.take, static_argnums=(0, 1, 2, 3, 4))
 _put = jax.jit(pool_lib.put, static_argnums=(0, 1, 2, 3, 4), donate_argnums=(5,))

@@ -40,6 +40,11 @@ def make(model: Model, settings: Settings, mesh: Mesh | None, rows: int, slots: 
   return loop.split_rows(Pool(zeros, zeros, zeros, zeros, jax.random.split(jax.random.key(0), rows), cache), axes, mesh)
 
 
+def empty(model: Model, settings: Settings, mesh: Mesh | None, rows: int, slots: int):
+  """A cache in which no prompt stands yet. It lies as `enter` leaves it."""
+  return loop.split_cache(model.cache(rows, slots, settings.cache_dtype), loop.axes_of(model, settings), mesh)
+
+
 def prefix(model: Model, settings: Settings, params, tokens_P: Array):
   """The cache of what all prompts begin with: one row, every slot in use."""
   P = tokens_P.shape[0]
@@ -80,18 +85,18 @@ def lay(model: Model, settings: Settings, mesh: Mesh | None, pool: Pool, cache, 
       put(pool.used_R, lengths_M[source_F]), put(pool.key_R, key_F), jax.tree.map(rows, pool.cache, cache, axes)), axes, mesh)
 
 
-def enter(model: Model, settings: Settings, pool: Pool, prompts, cache, offset, lengths_M: Array, last_M: Array, ids_M2: Array, key: Array,
-          rows_F: Array, source_F: Array, sample_F: Array, places_M: Array) -> tuple[Pool, Any]:
+def enter(model: Model, settings: Settings, mesh: Mesh | None, pool: Pool, prompts, cache, offset, lengths_M: Array, last_M: Array,
+          ids_M2: Array, key: Array, rows_F: Array, source_F: Array, sample_F: Array, places_M: Array) -> tuple[Pool, Any]:
   """As `lay`, the prompts of `cache` to places of the cache `prompts`, nothing in the rows -> (pool, prompts)."""
   axes = loop.axes_of(model, settings)
   put = lambda held_R, new_F: held_R.at[rows_F].set(new_F, mode='drop')
   lay_prompt = lambda held, new, axes: held if axes.row < 0 else held.at[(slice(None),) * axes.row + (places_M,)].set(new, mode='drop')
   key_F = jax.vmap(jax.random.fold_in)(keys_lib.fold_ids(key, ids_M2)[source_F], sample_F)
   zeros_F = jnp.zeros_like(rows_F)
-  return Pool(
+  entered = Pool(
       put(pool.last_R, last_M[source_F]), put(pool.position_R, offset + lengths_M[source_F]), put(pool.number_R, zeros_F),
-      put(pool.used_R, zeros_F), put(pool.key_R, key_F), {**pool.cache, 'segments': pool.cache['segments'].at[rows_F].set(0, mode='drop')},
-  ), jax.tree.map(lay_prompt, prompts, cache, axes)
+      put(pool.used_R, zeros_F), put(pool.key_R, key_F), {**pool.cache, 'segments': pool.cache['segments'].at[rows_F].set(0, mode='drop')})
+  return loop.split_rows(entered, axes, mesh), loop.split_cache(jax.tree.map(lay_prompt, prompts, cache, axes), axes, mesh)
 
 
 def behind(model: Model, settings: Settings, width: int, prompts, places_Q: Array, shared):

@@ -109,7 +109,7 @@ def _share(static, params, rows: list[list[int]]) -> tuple[Shared, list[list[int
   can = jax.eval_shape(functools.partial(static[0].cache, 1, 1, static[1].cache_dtype))
   if common == 0 or not (isinstance(can, dict) and 'shared' in can):
     return Shared(None, 0), rows
-  return Shared(batching._prefix(*static[:2], params, np.asarray(first[:common], np.int32)), common), [row[common:] for row in rows]
+  return Shared(batching._prefix(static[0], batching.of_pool(static[1]), params, np.asarray(first[:common], np.int32)), common), [row[common:] for row in rows]
 
 
 _ready = jax.jit(lambda model, params: model.ready(params), static_argnums=0)

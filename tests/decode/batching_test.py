@@ -115,6 +115,16 @@ def test_short_rows_are_taken_apart_from_long_ones(monkeypatch):
 FEW_SHOT = 'Question: two and two? Answer: four. Question: three and one? Answer: four. '
 
 
+def test_what_is_drawn_otherwise_is_kept_by_the_same_programs():
+  """Only the step itself depends on temperature and length of the texts: nothing else is traced again, not even where a pool is refilled."""
+  kept = [getattr(batching, name) for name in ('_make', '_empty', '_read', '_enter', '_behind', '_take', '_put')]
+  sizes = lambda: [call._cache_size() for call in kept]
+  write('llama', samples=2, max_new_tokens=16)
+  before = sizes()
+  write('llama', samples=2, max_new_tokens=14, temperature=0.5, top_k=5)
+  assert sizes() == before
+
+
 @pytest.mark.parametrize('kind', ['llama', pytest.param('gpt2', marks=pytest.mark.slow), 'fading'])
 def test_a_beginning_that_all_prompts_share_is_read_once(kind):
   prompts = [FEW_SHOT + word for word in WORDS]
