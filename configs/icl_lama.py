@@ -54,7 +54,7 @@ def get_config(size: str = '') -> ConfigDict:
   c.notes = ['Real facts and sentences, of which the models have read no more than these.'] if 'real' in s else ['Facts are generated; all of them stand in the plain texts.']
   if 'real' in s:
     facts = lambda **more: dict(task='facts', source=s['real'], **more)
-    c.tasks = dict(trained=facts(tested=False), tested=facts(tested=True), texts=facts(family='sentences'))
+    c.tasks = dict(trained=facts(tested=False, beside=s['k']), tested=facts(tested=True, beside=s['k']), texts=facts(family='sentences'))
   else:
     family = lambda **more: dict(task='families', seed=s['task_seed'], counts=s['counts'], **more)
     c.tasks = dict(trained=family(family='relations'), tested=family(family='relations', tested=True), texts=family(family='sentences'))

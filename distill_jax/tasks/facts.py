@@ -19,11 +19,12 @@ FOLDS = 8      # of the relations, as in In-context Tuning
 
 
 def facts(*, source: str, family: str = 'facts', tested: bool | None = None, fold: int = 0, shots: int = 32, least: int = 40, last: bool = True,
-          counts: Mapping[str, int] | None = None) -> Task:
+          beside: int = 0, counts: Mapping[str, int] | None = None) -> Task:
   """The relations of train.jsonl(.gz) and relations.json in `source`.
 
   tested: relations of fold `fold` (True, held out under Meta-ICT), the others (False), or all (None). last: only relations whose template ends in
-  the object, which a decoder can complete. least: relations with fewer facts are left out. Facts of a relation are ordered by their content:
+  the object, which a decoder can complete. least: relations with fewer facts are left out. beside: of the folds, relations of which some fact
+  has fewer others with another subject and another object to be shown before it (almost every continent of T-REx is Antarctica). Facts of a relation are ordered by their content:
   the first `shots` are 'shots', a quarter of the rest each 'dev' and 'test', what is left 'train'. counts: {split: most facts of a relation}.
   family 'sentences': every sentence of all relations of which no fact is in 'dev' or 'test' of a relation ('train'), or one is ('dev').
   """
@@ -37,6 +38,11 @@ def facts(*, source: str, family: str = 'facts', tested: bool | None = None, fol
     quarter = max(len(rows) - shots, 0) // 4
     return dict(shots=rows[:shots], dev=rows[shots:shots + quarter], test=rows[shots + quarter:shots + 2 * quarter], train=rows[shots + 2 * quarter:])
 
+  def varied(rows):
+    other = lambda e, shown: sum(o['input'] != e['input'] and o['output'] != e['output'] for o in shown)
+    of = spans(rows) if beside else {}
+    return all(other(e, of['train' if split == 'train' else 'shots']) >= beside for split in of for e in of[split])
+
   def examples(split):
     if split not in SPLITS:
       raise ValueError(f'facts: no split {split!r}; there is {", ".join(SPLITS)}')
@@ -48,7 +54,7 @@ def facts(*, source: str, family: str = 'facts', tested: bool | None = None, fol
       return
     order = sorted(relations, key=lambda name: content_id(name).tolist())
     for number, name in enumerate(order):
-      if tested is None or (number % FOLDS == fold) == tested:
+      if (tested is None or (number % FOLDS == fold) == tested) and varied(relations[name]):
         yield from ({k: v for k, v in e.items() if k != 'sentences'} for e in spans(relations[name])[split][:(counts or {}).get(split)])
 
   plain = family == 'sentences'
