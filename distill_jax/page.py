@@ -23,7 +23,7 @@ table { border-collapse: collapse; margin: 10px 0; font-size: 15px; font-variant
 th, td { padding: 6px 14px 6px 0; text-align: right; border-bottom: 1px solid var(--line); vertical-align: baseline; white-space: nowrap; }
 th { font-weight: 600; font-size: 13px; color: var(--soft); }
 th:first-child, td:first-child { text-align: left; }
-td:first-child { white-space: normal; }
+td:first-child { white-space: normal; min-width: 11em; }
 td .soft { font-size: 13px; }
 .bars { display: grid; grid-template-columns: max-content 1fr max-content; gap: 5px 12px; align-items: center; max-width: 720px;
   font-size: 15px; }
@@ -174,24 +174,33 @@ def _svg(figure, label: str) -> str:
 
 
 def intervals(arms: Sequence[str], panels: Mapping[str, Sequence[tuple[float, float, float] | None]], colours: Mapping[str, str]) -> str:
-  """A dot with its interval for every arm (rows) in every split (panels); shares of 1, drawn in %."""
+  """A dot with its interval for every arm (rows) in every split (panels, some beside each other, with the arms that they have); shares of 1, drawn in %."""
   import matplotlib
   from matplotlib.figure import Figure
-  with matplotlib.rc_context(_RC):
-    figure = Figure(figsize=(10, 0.9 + 0.42 * len(arms)), layout='constrained')
-    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    for axis, (split, values) in zip(axes, panels.items()):
-      for row, value in enumerate(values):
-        if value is not None:
-          middle, low, high = (100 * x for x in value)
-          axis.plot([low, high], [row, row], color=colours[arms[row]], linewidth=3, alpha=0.45, solid_capstyle='round')
-          axis.plot([middle], [row], 'o', color=colours[arms[row]], markersize=8)
-      axis.set(title=split, xlim=(-4, 106), ylim=(len(arms) - 0.5, -0.5), xticks=(0, 25, 50, 75, 100),
-               yticks=range(len(arms)), yticklabels=list(arms), xlabel='right, %')
-      axis.grid(False, axis='y')
-      axis.tick_params(left=False)
-      axis.tick_params(axis='y', labelcolor='#1f2933')
-      axis.spines['left'].set_visible(False)
+  longest = max(map(len, panels))
+  columns = min(len(panels), 4 if longest <= 14 else 3)
+  splits = list(panels)
+  lines = [splits[at:at + columns] for at in range(0, len(splits), columns)]
+  shown = [[arm for arm in range(len(arms)) if any(panels[split][arm] is not None for split in line)] for line in lines]
+  heights = [0.9 + 0.42 * len(some) for some in shown]
+  with matplotlib.rc_context(_RC | {'axes.titlesize': 12 if longest * columns <= 60 else 10}):
+    figure = Figure(figsize=(10, sum(heights)), layout='constrained')
+    axes = figure.subplots(len(lines), columns, sharey='row', squeeze=False, height_ratios=heights)
+    for line, some, row_of_axes in zip(lines, shown, axes):
+      for axis in row_of_axes[len(line):]:
+        axis.set_axis_off()
+      for axis, split in zip(row_of_axes, line):
+        for row, arm in enumerate(some):
+          if panels[split][arm] is not None:
+            middle, low, high = (100 * x for x in panels[split][arm])
+            axis.plot([low, high], [row, row], color=colours[arms[arm]], linewidth=3, alpha=0.45, solid_capstyle='round')
+            axis.plot([middle], [row], 'o', color=colours[arms[arm]], markersize=8)
+        axis.set(title=split, xlim=(-4, 106), ylim=(len(some) - 0.5, -0.5), xticks=(0, 25, 50, 75, 100) if columns < 4 else (0, 50, 100),
+                 yticks=range(len(some)), yticklabels=[arms[arm] for arm in some], xlabel='right, %')
+        axis.grid(False, axis='y')
+        axis.tick_params(left=False)
+        axis.tick_params(axis='y', labelcolor='#1f2933')
+        axis.spines['left'].set_visible(False)
     return _svg(figure, 'Right answers in percent, by arm and split')
 
 

@@ -8,6 +8,7 @@ import re
 import numpy as np
 import pytest
 
+from distill_jax import page
 from distill_jax import report
 from distill_jax import results
 from distill_jax import tables
@@ -204,3 +205,14 @@ def test_an_arm_without_accuracy_has_its_measures(tmp_path):
   _done(tmp_path, 'eval_kd', dict(kind='evaluate', title='KD', metrics=dict(test={'P@10': dict(value=0.5)})))
   text = report.write(tmp_path, RECIPE).read_text(encoding='utf-8')
   assert 'P@10' in text and '<svg' not in text and tables.accuracies(tmp_path, RECIPE) is None
+
+
+def test_many_splits_stand_below_each_other():
+  """Three of long names in a line, each line with the arms that it has an interval of: no label is written where nothing stands."""
+  some, none = (0.5, 0.4, 0.6), None
+  panels = {f'meta_with_a_long_name_{i}': [some, none] for i in range(3)} | {f'multi_with_a_long_name_{i}': [none, some] for i in range(2)}
+  svg = page.intervals(['first', 'second'], panels, dict(first='#000000', second='#111111'))
+  words = re.findall(r'<text[^>]*>([^<]*)</text>', svg)
+  assert words.count('first') == words.count('second') == 1 and all(words.count(name) == 1 for name in panels)
+  at = {word: float(re.search(rf'<text[^>]*(?:translate\([-\d.]+ |y="| y=")([-\d.]+)[^>]*>{word}</text>', svg)[1]) for word in ('first', 'second', *panels)}
+  assert at['meta_with_a_long_name_0'] == at['meta_with_a_long_name_2'] < at['first'] < at['multi_with_a_long_name_0'] < at['second']
