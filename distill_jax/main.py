@@ -1,7 +1,7 @@
 """Command line: runs a recipe.
 
   python -m distill_jax.main --config=configs/gsm8k.py[:size] [--config.stages.x.y=value] [--workdir=DIR]
-      [--list | --dry-run | --only=STAGE | --seeds=N] [--traceback] [--coordinator=HOST:PORT --processes=N --process=I]
+      [--list | --dry-run | --only=STAGE | --seeds=N [--at_once=N]] [--traceback] [--coordinator=HOST:PORT --processes=N --process=I]
 
 The same command continues after a kill, and skips what is done.
 """
@@ -41,6 +41,7 @@ _ONLY = flags.DEFINE_string('only', None, 'Run this stage alone; what it reads m
 _LIST = flags.DEFINE_bool('list', False, 'Show the stages and their state, run nothing.')
 _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Show rows, tokens, truncations, disk and estimated time, run nothing.')
 _SEEDS = flags.DEFINE_integer('seeds', 0, 'Run the recipe with this many seeds, one after another, and show intervals.', lower_bound=0)
+_AT_ONCE = flags.DEFINE_integer('at_once', 1, 'With --seeds: so many of them side by side, each on its share of the cores (CPU).', lower_bound=1)
 _COORDINATOR = flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0, where many processes run this command; default: the environment.')
 _PROCESSES = flags.DEFINE_integer('processes', None, 'How many processes; with --coordinator.')
 _PROCESS = flags.DEFINE_integer('process', None, 'Which one this is, from 0; with --coordinator.')
@@ -120,6 +121,9 @@ def run(argv) -> int:
   if sum(map(bool, (_LIST.value, _DRY_RUN.value, _ONLY.value, _SEEDS.value))) > 1:
     print('give one of --list, --dry-run, --only, --seeds', file=sys.stderr)
     return 2
+  if _AT_ONCE.value > 1 and (not _SEEDS.value or _PROCESSES.value or str(_WORKDIR.value).startswith('gs://')):
+    print('--at_once goes with --seeds, one process and a local --workdir', file=sys.stderr)
+    return 2
   steps = {}
   try:
     hosts.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
@@ -129,7 +133,7 @@ def run(argv) -> int:
     source = sources()
     if _SEEDS.value:
       from distill_jax import seeds
-      seeds.run(recipe, workdir, source, count=_SEEDS.value)
+      seeds.run(recipe, workdir, source, count=_SEEDS.value, at_once=_AT_ONCE.value)
       return 0
     steps = pipeline.plan(recipe, workdir, source, also=[_ONLY.value] if _ONLY.value else [])
     if _LIST.value or _DRY_RUN.value:

@@ -20,10 +20,12 @@ ZSTD = b'\x28\xb5\x2f\xfd'     # how a zstandard file begins; JAX compresses wit
 
 
 def _cache_compilations(directory: pathlib.Path):
-  """Turns on JAX's persistent compilation cache. The newest entry is dropped where a kill has cut it short."""
+  """Turns on JAX's persistent compilation cache, where the environment names none. The newest entry is dropped where a kill has cut it short."""
+  import jax
+  if 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS' not in os.environ:
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
   if 'JAX_COMPILATION_CACHE_DIR' in os.environ:
     return
-  import jax
   directory.mkdir(parents=True, exist_ok=True)
   newest = not hosts.lead() or max(directory.glob('*-cache'), key=lambda path: path.stat().st_mtime_ns, default=None)
   if isinstance(newest, pathlib.Path) and not (data := newest.read_bytes()).startswith(ZSTD):
@@ -32,7 +34,6 @@ def _cache_compilations(directory: pathlib.Path):
     except zlib.error:
       newest.unlink()
   jax.config.update('jax_compilation_cache_dir', str(directory))
-  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
 
 
 def _version(package: str) -> str:

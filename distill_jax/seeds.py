@@ -1,16 +1,25 @@
-"""Seeds: one recipe run with several seeds, each in its own directory, then one table with intervals."""
+"""Seeds: one recipe run with several seeds, each in its own directory, one after another or side by side, then one table with intervals."""
+import concurrent.futures
+import os
 import pathlib
-from typing import Any, Mapping
+import queue
+import signal
+import subprocess
+import sys
+from typing import Any, Mapping, Sequence
 
 from distill_jax import pipeline
 from distill_jax import results
 from distill_jax import runs
 from distill_jax import tables
-from distill_jax.core import hosts, marks
+from distill_jax.core import hosts, interrupt, marks
 
 
-def run(recipe: Mapping[str, Any], workdir: pathlib.Path, sources: pipeline.Sources, *, count: int) -> list[pathlib.Path]:
-  """Runs seeds seed .. seed + count - 1 in workdir/seed-0 .. and returns these; all are checked before the first one begins."""
+def run(recipe: Mapping[str, Any], workdir: pathlib.Path, sources: pipeline.Sources, *, count: int, at_once: int = 1) -> list[pathlib.Path]:
+  """Runs seeds seed .. seed + count - 1 in workdir/seed-0 .. and returns these; all are checked before the first one begins.
+
+  at_once: so many at a time, each a process of its own (this command without --seeds) on its share of the cores. RuntimeError names the seeds that failed, when the others are done.
+  """
   planned = []
   digests = marks.Digests(workdir / '.digests.json')
   for number in range(count):
@@ -21,7 +30,9 @@ def run(recipe: Mapping[str, Any], workdir: pathlib.Path, sources: pipeline.Sour
     planned.append((own, steps, directory))
   if hosts.lead():
     workdir.mkdir(parents=True, exist_ok=True)
-  for number, (own, steps, directory) in enumerate(planned):
+  if at_once > 1:
+    _side_by_side({own['seed']: directory for own, _, directory in planned}, at_once, cache=workdir / '.cache' / 'jax')
+  for number, (own, steps, directory) in enumerate(planned if at_once == 1 else ()):
     if hosts.lead():
       print(f'--- seed {own["seed"]} ({number + 1} of {count}) in {directory}')
     runs.run(own, steps, directory, sources, cache=workdir / '.cache' / 'jax')
@@ -34,3 +45,53 @@ def run(recipe: Mapping[str, Any], workdir: pathlib.Path, sources: pipeline.Sour
   tables.seeds(rows, compared, count)
   print(f'figures: {workdir / "seeds.json"}')
   return directories
+
+
+def _side_by_side(directories: Mapping[int, pathlib.Path], at_once: int, *, cache: pathlib.Path) -> None:
+  """Runs each seed as a command; a signal goes on to all of them, and is waited for."""
+  began: list[subprocess.Popen] = []
+  cores = sorted(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else []
+  shares: queue.SimpleQueue = queue.SimpleQueue()
+  for slot in range(at_once):
+    shares.put(cores[slot::at_once])
+  environment = {'JAX_COMPILATION_CACHE_DIR': str(cache.absolute()), 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0', **os.environ}
+
+  def one(seed: int, directory: pathlib.Path) -> int:
+    share = shares.get()
+    # a session of its own: Ctrl-C reaches it once, from here
+    process = subprocess.Popen([*_command(sys.orig_argv), f'--config.seed={seed}', f'--workdir={directory}'], env=environment, text=True, errors='replace', start_new_session=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    if share:
+      os.sched_setaffinity(process.pid, share)      # before it has threads
+    began.append(process)
+    for line in process.stdout:
+      print(f'seed {seed}: {line}', end='', file=sys.stderr)
+    shares.put(share)
+    return process.wait()
+
+  with concurrent.futures.ThreadPoolExecutor(at_once) as threads:
+    running = {seed: threads.submit(one, seed, directory) for seed, directory in directories.items()}
+    try:
+      codes = {seed: future.result() for seed, future in running.items()}
+    except (KeyboardInterrupt, interrupt.Preempted) as stop:
+      for future in running.values():
+        future.cancel()
+      for process in began:
+        if process.poll() is None:
+          process.send_signal(signal.SIGINT if isinstance(stop, KeyboardInterrupt) else signal.SIGTERM)
+      raise
+  if failed := {seed: code for seed, code in codes.items() if code}:
+    raise RuntimeError('; '.join(f'seed {seed} ended with exit code {code}, see {directories[seed] / "log.txt"}' for seed, code in failed.items()) +
+                       '. What is done is kept: the same command continues from there.')
+
+
+def _command(words: Sequence[str]) -> list[str]:
+  """These words of a command line without --seeds, --at_once and --workdir, and what stands behind them."""
+  out, skip = [], False
+  for word in words:
+    name, equals, _ = word.partition('=')
+    dropped = name.lstrip('-') in ('seeds', 'at_once', 'workdir') and name.startswith('-')
+    if not skip and not dropped:
+      out.append(word)
+    skip = dropped and not equals and not skip
+  return out

@@ -220,3 +220,33 @@ def test_seeds_run_the_recipe_and_print_intervals(place):
   assert [marks.read_json(place / 'w' / f'seed-{i}' / 'good' / 'DONE')['details']['seed'] for i in range(3)] == [0, 1, 2]
   assert json.loads((place / 'w' / 'seed-2' / 'config.json').read_text())['seed'] == 2
   assert (place / 'w' / '.cache' / 'jax').is_dir() and not (place / 'w' / 'seed-0' / '.cache').exists()
+
+
+def test_seeds_side_by_side_give_the_same_table(place):
+  """Two at a time, each with its words marked; one that fails is named when the others are done, and the same command goes on."""
+  command = ('--seeds=3', '--at_once=2', '--workdir', 'w', "--config.stages.train.lr=0.2")
+  failing = PROGRAM.replace("return dict(kind='train'", "assert seed != 1 or (out.parent.parent / 'mended').exists(), 'seed one'\n  return dict(kind='train'")
+  (place / 'program.py').write_text(failing)
+  ran = run(place, *command)
+  assert ran.returncode == 1 and f'seed 1 ended with exit code 1, see {pathlib.Path("w", "seed-1", "log.txt")}' in ran.stderr, ran.stderr
+  assert 'seed 1: ' in ran.stderr and 'AssertionError: seed one' in ran.stderr and 'seed 2: train: done' in ran.stderr
+  (place / 'w' / 'mended').touch()
+  again = run(place, *command)
+  assert again.returncode == 0, again.stderr
+  assert '80.0  70.0  90.0' in again.stdout and '[55.2, 104.8]' in again.stdout and '18 / 0' in again.stdout
+  assert 'seed 2: train: done before' in again.stderr and 'seed 1: train: done before' not in again.stderr
+  assert marks.read_json(place / 'w' / 'seed-2' / 'train' / 'DONE')['details']['seed'] == 2
+  for wrong in (('--at_once=2',), ('--seeds=2', '--at_once=2', '--workdir=gs://bucket/run')):
+    refused = run(place, *wrong)
+    assert refused.returncode == 2 and '--at_once goes with --seeds' in refused.stderr
+
+
+def test_ctrl_c_reaches_every_seed(place):
+  slow = [sys.executable, 'program.py', '--config=recipe.py', '--config.stages.generate.sleep=60.0', '--workdir=w', '--seeds=3', '--at_once=2']
+  with subprocess.Popen(slow, cwd=place, env=environment(), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    for number in range(2):
+      wait_for(place / 'w' / f'seed-{number}' / 'log.txt', process)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+  assert process.returncode == 130 and 'the same command continues' in said and 'Traceback' not in said
+  assert all(f'seed {number}: interrupted. started: generate' in said for number in range(2)) and not (place / 'w' / 'seed-2').exists()
