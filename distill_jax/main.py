@@ -121,8 +121,8 @@ def run(argv) -> int:
   if sum(map(bool, (_LIST.value, _DRY_RUN.value, _ONLY.value, _SEEDS.value))) > 1:
     print('give one of --list, --dry-run, --only, --seeds', file=sys.stderr)
     return 2
-  if _AT_ONCE.value > 1 and (not _SEEDS.value or _PROCESSES.value or str(_WORKDIR.value).startswith('gs://')):
-    print('--at_once goes with --seeds, one process and a local --workdir', file=sys.stderr)
+  if _AT_ONCE.value > 1 and not _SEEDS.value:
+    print('--at_once goes with --seeds', file=sys.stderr)
     return 2
   steps = {}
   try:

@@ -19,20 +19,26 @@ from distill_jax.train.log import Log, duration
 ZSTD = b'\x28\xb5\x2f\xfd'     # how a zstandard file begins; JAX compresses with it where it is installed, else with zlib
 
 
+def mend_cache(directory: pathlib.Path, *, newest: int = 1) -> None:
+  """Makes the directory of a compilation cache, and drops those of its newest entries that a kill has cut short."""
+  directory.mkdir(parents=True, exist_ok=True)
+  for path in sorted(directory.glob('*-cache'), key=lambda path: path.stat().st_mtime_ns)[-newest:]:
+    if not (data := path.read_bytes()).startswith(ZSTD):
+      try:
+        zlib.decompress(data)
+      except zlib.error:
+        path.unlink()
+
+
 def _cache_compilations(directory: pathlib.Path):
-  """Turns on JAX's persistent compilation cache, where the environment names none. The newest entry is dropped where a kill has cut it short."""
+  """Turns on JAX's persistent compilation cache, in `directory` where the environment names none."""
   import jax
   if 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS' not in os.environ:
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
   if 'JAX_COMPILATION_CACHE_DIR' in os.environ:
     return
-  directory.mkdir(parents=True, exist_ok=True)
-  newest = not hosts.lead() or max(directory.glob('*-cache'), key=lambda path: path.stat().st_mtime_ns, default=None)
-  if isinstance(newest, pathlib.Path) and not (data := newest.read_bytes()).startswith(ZSTD):
-    try:
-      zlib.decompress(data)
-    except zlib.error:
-      newest.unlink()
+  if hosts.lead():
+    mend_cache(directory)
   jax.config.update('jax_compilation_cache_dir', str(directory))
 
 

@@ -17,7 +17,7 @@ import optax
 from distill_jax.compress.lora import lora
 from distill_jax.core import keys, tree
 from distill_jax.core.mean import Mean
-from distill_jax.core.types import Method, Role
+from distill_jax.core.types import Method, Model, Role
 from distill_jax.data import rows as rows_lib
 from distill_jax.decode import score
 from distill_jax.losses import tokens as token_losses
@@ -232,6 +232,14 @@ class Fixed:
 
   def batch(self, numbers):
     return jax.tree.map(lambda x: x[np.asarray(numbers)], dict(self._batch))
+
+
+def drawn(model: Model, seed: int = 0, *, spread: float = 0.02, norms: float = 1.0):
+  """Params as `init` has them, kernels of one spread and norms of blocks at `norms`, drawn by numpy: to compile `init` takes seconds."""
+  rng = np.random.default_rng(seed)
+  flat = tree.flatten(jax.eval_shape(model.init, jax.random.key(0)))
+  return tree.unflatten({path: jnp.asarray(spread * rng.standard_normal(leaf.shape) if leaf.ndim > 1 and path.rpartition('/')[2] not in ('scale', 'bias') else
+                                           np.full(leaf.shape, path.endswith('scale') * (norms if leaf.ndim > 1 else 1.0)), leaf.dtype) for path, leaf in flat.items()})
 
 
 def grouped_batch(key: jax.Array, *, rows: int = ROWS, members: int = MEMBERS, length: int = 8) -> dict[str, Any]:

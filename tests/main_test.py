@@ -236,9 +236,22 @@ def test_seeds_side_by_side_give_the_same_table(place):
   assert '80.0  70.0  90.0' in again.stdout and '[55.2, 104.8]' in again.stdout and '18 / 0' in again.stdout
   assert 'seed 2: train: done before' in again.stderr and 'seed 1: train: done before' not in again.stderr
   assert marks.read_json(place / 'w' / 'seed-2' / 'train' / 'DONE')['details']['seed'] == 2
-  for wrong in (('--at_once=2',), ('--seeds=2', '--at_once=2', '--workdir=gs://bucket/run')):
-    refused = run(place, *wrong)
-    assert refused.returncode == 2 and '--at_once goes with --seeds' in refused.stderr
+  refused = run(place, '--at_once=2')
+  assert refused.returncode == 2 and '--at_once goes with --seeds' in refused.stderr
+  assert (place / 'w' / '.cache' / 'jax').is_dir() and not (place / 'w' / 'seed-0' / '.cache').exists()
+
+
+def test_seeds_side_by_side_share_the_cores(place):
+  """Each has its own; a cache entry that a kill has cut short is dropped before they begin."""
+  told = PROGRAM.replace("return dict(kind='generate'", "import os; (out / 'cores').write_text(str(sorted(os.sched_getaffinity(0))))\n  return dict(kind='generate'")
+  (place / 'program.py').write_text(told)
+  (cache := place / 'w' / '.cache' / 'jax').mkdir(parents=True)
+  (cache / 'half-cache').write_bytes(b'cut short by a kill')
+  ran = run(place, '--seeds=2', '--at_once=9', '--workdir=w')
+  assert ran.returncode == 0, ran.stderr
+  cores = sorted(os.sched_getaffinity(0))
+  found = [json.loads((place / 'w' / f'seed-{number}' / 'generate' / 'cores').read_text()) for number in range(2)]
+  assert sorted(found) == sorted([cores[0::2], cores[1::2] or cores]) and not (cache / 'half-cache').exists()
 
 
 def test_ctrl_c_reaches_every_seed(place):

@@ -1,6 +1,7 @@
 """Continuous batching: whatever shares the pool, a text is the one its own key writes; shared beginnings, compact caches, meshes."""
 import functools
 
+import examples
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +13,7 @@ from distill_jax.decode import batching, sample
 from distill_jax.models import cache as cache_lib
 from distill_jax.models.transformer import transformer
 
-SIZES = dict(vocab_size=258, width=16, layers=3, mlp_width=32, max_length=256)
+SIZES = dict(vocab_size=258, width=16, layers=2, mlp_width=32, max_length=256)
 SHAPES = {
     'llama': dict(**SIZES, heads=4, kv_heads=2, pattern=('global', 'local'), window=9),
     'gpt2': dict(**SIZES, heads=2, norm='layer', positions='learned', activation='gelu_tanh', gated=False, attention_bias=True,
@@ -29,8 +30,7 @@ def network(kind):
     model = toys.fading(size=258)
     return model, model.init(jax.random.key(3))
   model = transformer(**SHAPES[kind])
-  params = jax.tree.map(lambda x: x * 4 if x.ndim > 1 else x, model.init(jax.random.key(3)))
-  return model, params
+  return model, examples.drawn(model, 3, spread=0.08, norms=4.0)
 
 
 def write(kind, prompts=WORDS, **settings):
@@ -53,6 +53,12 @@ def side_by_side(kind, prompts=WORDS, **settings):
   return [[np.asarray(out.tokens_BNT[b, n, :out.lengths_BN[b, n]]) for n in range(out.lengths_BN.shape[1])] for b in range(len(prompts))]
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _logits(model, params, tokens):
+  out = model.apply(params, dict(tokens=tokens))
+  return out['head'].logits(out['hidden'])
+
+
 def distance_to_a_tie(kind, prompt, number, one, other, temperature=1.0):
   """How far the first difference of two texts is from a tie: between the number that was drawn and the nearest border that parts the two
   tokens, in cumulative probability. None: no difference."""
@@ -62,8 +68,8 @@ def distance_to_a_tie(kind, prompt, number, one, other, temperature=1.0):
     return None
   model, params = network(kind)
   row = np.concatenate([toys.letters().encode(prompt), one[:at]]).astype(np.int32)
-  out = model.apply(params, dict(tokens=jnp.asarray(row[None])))
-  p = np.asarray(jax.nn.softmax(out['head'].logits(out['hidden'])[0, -1] / temperature), np.float64)
+  logits = _logits(model._replace(axes=(), trainable=(), config=None), params, np.pad(row, (0, 128 - len(row)))[None])[0, len(row) - 1]
+  p = np.asarray(jax.nn.softmax(logits / temperature), np.float64)
   key = jax.random.fold_in(keys.fold_ids(jax.random.key(1), keys.content_id(prompt)[None])[0], number)
   drawn = float(jax.random.uniform(jax.random.fold_in(key, at)))
   low, high = sorted((int(one[at]), int(other[at])))
@@ -117,12 +123,14 @@ FEW_SHOT = 'Question: two and two? Answer: four. Question: three and one? Answer
 
 def test_what_is_drawn_otherwise_is_kept_by_the_same_programs():
   """Only the step itself depends on temperature and length of the texts: nothing else is traced again, not even where a pool is refilled."""
-  kept = [getattr(batching, name) for name in ('_make', '_empty', '_read', '_enter', '_behind', '_take', '_put')]
-  sizes = lambda: [call._cache_size() for call in kept]
-  write('llama', samples=2, max_new_tokens=16)
+  sizes = lambda: np.asarray([getattr(batching, name)._cache_size() for name in ('_make', '_empty', '_read', '_enter', '_behind', '_take', '_put')])
+  mesh = mesh_lib.make_mesh({'data': 1}, devices=jax.devices()[:1])
+  fresh = sizes()
+  write('llama', samples=2, max_new_tokens=16, mesh=mesh)
   before = sizes()
-  write('llama', samples=2, max_new_tokens=14, temperature=0.5, top_k=5)
-  assert sizes() == before
+  assert (before - fresh).tolist() == [1] * 7, 'twenty texts through four rows'
+  write('llama', samples=2, max_new_tokens=14, temperature=0.5, top_k=5, mesh=mesh)
+  assert (sizes() == before).all()
 
 
 @pytest.mark.parametrize('kind', ['llama', pytest.param('gpt2', marks=pytest.mark.slow), 'fading'])

@@ -116,7 +116,7 @@ def test_bad_input():
     likelihood.of_texts(Role(encoder, text_lib.train_bpe(['a'], size=258)), {}, ['a'], [['b']])
 
 
-@pytest.mark.parametrize('name', ['llama', 'gpt2', 't5'])
+@pytest.mark.parametrize('name', ['llama', pytest.param('gpt2', marks=pytest.mark.slow), 't5'])
 def test_what_is_given_is_read_and_not_counted(name):
   """p(b | prompt, a) = p(a b | prompt) / p(a | prompt), also where some candidates have nothing given."""
   role, params = made(name)

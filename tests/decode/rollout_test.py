@@ -44,9 +44,10 @@ WHERE = np.arange(examples.ROWS) % 4 != 0
 
 def test_prompts_stay_and_completions_are_the_models_own(student, batch, writing):
   rows, logps = writing(batch, WHERE, temperature=0.0)
-  out = student.model.apply(student.params, rows)
-  best = np.asarray(jnp.argmax(out['head'].logits(out['hidden']), -1))
-  said = np.asarray(score.score(student.model, student.params, rows))
+  def read(params, rows):
+    out = student.model.apply(params, rows)
+    return jnp.argmax(out['head'].logits(out['hidden']), -1), score.score(student.model, params, rows)
+  best, said = map(np.asarray, jax.jit(read)(student.params, rows))
   ended = 0
   for b in range(examples.ROWS):
     first = int((batch['weights'][b] > 0).argmax())

@@ -1,6 +1,7 @@
 """Sampling on the device: caches, keys, ends, distributions, meshes."""
 import functools
 
+import examples
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,8 +21,7 @@ GPT2 = dict(vocab_size=40, width=16, layers=2, heads=2, mlp_width=32, max_length
 def network(kind, dtype='float32'):
   """(model, params), with weights large enough that its texts are not all alike."""
   model = toys.fading() if kind == 'fading' else transformer(**{'llama': LLAMA, 'gpt2': GPT2}[kind], dtype=dtype)
-  params = model.init(jax.random.key(3))
-  return model, params if kind == 'fading' else jax.tree.map(lambda x: x * 4 if x.ndim > 1 else x, params)
+  return model, jax.jit(model.init)(jax.random.key(3)) if kind == 'fading' else examples.drawn(model, 3, spread=0.08, norms=4.0)
 
 
 def prompts_of(lengths, width, seed=0, size=40):
@@ -44,34 +44,39 @@ def texts(kind, prompts, seed=0, dtype='float32', mesh=None, **settings):
   return jax.tree.map(np.asarray, run(model, params, *prompts, jax.random.key(seed), settings=tuple(sorted(settings.items())), mesh=mesh))
 
 
-def row_of(tokens, segments, sampled, b, n):
-  """A prompt and its continuation as one unpadded row of a batch."""
+@functools.partial(jax.jit, static_argnums=0)
+def _read_whole(model, params, row):
+  out = model.apply(params, row)
+  return out['head'].logits(out['hidden'])[0], score.score(model, params, row)[0]
+
+
+def read_whole(kind, tokens, segments, sampled, b, n, dtype='float32'):
+  """(logits [T, V], log-probabilities [T]) of a continuation, read with its prompt as one row without a cache; zeros stand behind it, which it does not see."""
   whole = np.concatenate([tokens[b][segments[b] > 0], sampled.tokens_BNT[b, n, :sampled.lengths_BN[b, n]]])
-  return dict(tokens=jnp.asarray(whole[None, :-1]), targets=jnp.asarray(whole[None, 1:])), int(sampled.lengths_BN[b, n])
+  here = slice(len(whole) - 1 - int(sampled.lengths_BN[b, n]), len(whole) - 1)
+  pad = lambda x: jnp.asarray(np.pad(x, (0, 24 - len(x)))[None])
+  model, params = network(kind, dtype)
+  return tuple(np.asarray(x)[here] for x in _read_whole(model._replace(axes=(), config=None), params, dict(tokens=pad(whole[:-1]), targets=pad(whole[1:]))))
 
 
 @pytest.mark.parametrize('kind', ['llama', 'gpt2', 'fading'])
 def test_cached_greedy_is_the_argmax_of_a_full_pass(kind):
   """Prompts of different lengths in one batch, and the log-probabilities are those of `score`."""
-  model, params = network(kind)
   tokens, segments, ids = prompts_of([1, 3, 9, 12], 12)
   out = texts(kind, (tokens, segments, ids), max_new_tokens=10, temperature=0.0, eos_id=-1)
   assert np.all(out.lengths_BN == 10)
   for b in range(4):
-    row, length = row_of(tokens, segments, out, b, 0)
-    full = model.apply(params, row)
-    logits = np.asarray(full['head'].logits(full['hidden']))[0, -length:]
+    logits, logps = read_whole(kind, tokens, segments, out, b, 0)
     np.testing.assert_array_equal(logits.argmax(-1), out.tokens_BNT[b, 0])
-    np.testing.assert_allclose(score.score(model, params, row)[0, -length:], out.logps_BNT[b, 0], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(logps, out.logps_BNT[b, 0], rtol=1e-4, atol=1e-5)
 
 
 def test_log_probabilities_of_cut_and_tempered_samples_are_the_models_own():
   tokens, segments, ids = prompts_of([2, 5], 6)
   out = texts('llama', (tokens, segments, ids), max_new_tokens=8, samples=2, temperature=0.6, top_k=5, top_p=0.9)
-  model, params = network('llama')
   for b, n in ((0, 0), (1, 1)):
-    row, length = row_of(tokens, segments, out, b, n)
-    np.testing.assert_allclose(score.score(model, params, row)[0, -length:], out.logps_BNT[b, n, :length], rtol=1e-4, atol=1e-5)
+    length = out.lengths_BN[b, n]
+    np.testing.assert_allclose(read_whole('llama', tokens, segments, out, b, n)[1], out.logps_BNT[b, n, :length], rtol=1e-4, atol=1e-5)
     assert np.all(out.logps_BNT[b, n, length:] == 0)
 
 
@@ -79,11 +84,9 @@ def test_log_probabilities_of_cut_and_tempered_samples_are_the_models_own():
 def test_bfloat16():
   tokens, segments, ids = prompts_of([4, 9], 9)
   out = texts('llama', (tokens, segments, ids), dtype='bfloat16', max_new_tokens=8, temperature=0.0, eos_id=-1)
-  model, params = network('llama', 'bfloat16')
   assert out.logps_BNT.dtype == np.float32
   for b in range(2):
-    row, length = row_of(tokens, segments, out, b, 0)
-    np.testing.assert_allclose(score.score(model, params, row)[0, -length:], out.logps_BNT[b, 0], atol=0.15)
+    np.testing.assert_allclose(read_whole('llama', tokens, segments, out, b, 0, 'bfloat16')[1], out.logps_BNT[b, 0], atol=0.15)
 
 
 def test_neighbours_and_order_do_not_matter():
@@ -107,14 +110,11 @@ def test_neighbours_and_order_do_not_matter():
 
 def test_at_another_shape_texts_part_at_near_ties_only():
   tokens, segments, ids = prompts_of([2, 5, 6, 3, 4, 1], 6)
-  model, params = network('llama')
   whole = texts('llama', (tokens, segments, ids), max_new_tokens=16, temperature=0.0, eos_id=-1)
   part = texts('llama', (tokens[:1], segments[:1], ids[:1]), max_new_tokens=16, temperature=0.0, eos_id=-1)
   a, b = whole.tokens_BNT[0, 0], part.tokens_BNT[0, 0]
   if parted := np.flatnonzero(a != b).tolist():
-    row, length = row_of(tokens, segments, whole, 0, 0)
-    full = model.apply(params, row)
-    logits = np.sort(np.asarray(full['head'].logits(full['hidden']))[0, parted[0] - length])
+    logits = np.sort(read_whole('llama', tokens, segments, whole, 0, 0)[0][parted[0]])
     assert logits[-1] - logits[-2] < 1e-4
   np.testing.assert_allclose(whole.logps_BNT[0, 0, :(parted or [16])[0]], part.logps_BNT[0, 0, :(parted or [16])[0]], atol=1e-4)
 

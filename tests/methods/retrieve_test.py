@@ -1,4 +1,6 @@
 """Retrieve: the loss of the paper on the vectors of two encoders, in pieces and on many devices that of the whole row, draws that follow ids."""
+import functools
+
 import examples
 import jax
 import jax.numpy as jnp
@@ -31,10 +33,15 @@ def row(members=16, *, absent=True):
           'contexts': rng.integers(0, 32, (1, members, 2, 3, 7)).astype(np.int32), 'contexts_segments': (np.arange(7) < lengths[..., None]).astype(np.int32)}
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def encoded(apply, params, tokens):
+  return apply(params, dict(tokens=tokens))['encoded'][0, 0]
+
+
 def alone(role, tokens, segments):
   """The vector of one text by itself."""
   ids = np.asarray(tokens)[np.asarray(segments) > 0]
-  return np.asarray(role.model.apply(role.params, dict(tokens=ids[None]))['encoded'][0, 0], np.float64)
+  return np.asarray(encoded(role.model.apply, role.params, ids[None]), np.float64)
 
 
 def test_the_loss_is_that_of_the_paper():

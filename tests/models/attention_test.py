@@ -186,7 +186,7 @@ def test_the_kernel_runs_on_a_mesh_each_device_its_heads():
   np.testing.assert_allclose(kernel(*arrays) * real, attention.attend(*arrays, whole, scale=1.0) * real, atol=2e-5)
 
 
-@pytest.mark.parametrize('window', [None, 100])
+@pytest.mark.parametrize('window', [None, pytest.param(100, marks=pytest.mark.slow)])
 def test_long_rows_make_no_array_of_all_pairs(window):
   """In the compiled gradient of a model, forward and backward."""
   length = 2048

@@ -43,7 +43,7 @@ def sources(seed=0):
   return np.where(segments > 0, np.random.default_rng(seed).integers(3, 97, (3, M)), 0).astype(np.int32), segments
 
 
-@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('kind', [pytest.param(kind, marks=[pytest.mark.slow] * (kind == 'v1_1_tied')) for kind in KINDS])
 def test_a_model_of_transformers_is_read_and_written_back(kind, tmp_path):
   import torch
   model = theirs(kind)

@@ -53,7 +53,7 @@ CONFIGS = dict(Gemma3='Gemma3TextConfig')
 MODELS_OF = dict(GPT2='GPT2LMHeadModel')
 # what these do is done by others too: their text and mesh wait for `pytest -m slow`
 LIKE_OTHERS = ('gpt2_untied', 'gpt_neox_sequential', 'llama', 'llama_biases', 'qwen2_windows', 'phi3_long', 'gemma')
-WRITE_LIKE_OTHERS = ('qwen2', 'qwen3', 'gemma2', 'qwen3_moe')
+WRITE_LIKE_OTHERS = ('qwen2', 'qwen3', 'gemma2', 'qwen3_moe', 'mistral', 'llama_3', 'opt')
 CUT_LIKE_OTHERS = ('gpt_neo', 'gpt_j', 'opt', 'mistral', 'qwen2', 'qwen3', 'gemma2')
 every = pytest.mark.parametrize('kind', THEIRS)
 

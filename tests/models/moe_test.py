@@ -32,11 +32,14 @@ def dense(x_ND, shares_NK, experts_NK, kernels, act):
 @pytest.mark.parametrize('count, chosen', [(N, 2), pytest.param(1, 1, marks=pytest.mark.slow), (7, 5)])
 def test_both_ways_are_the_dense_formula(count, chosen, crowd):
   args, _ = given(count, chosen, crowd=crowd)
-  right = dense(*args, jax.nn.silu)
-  gradient = lambda way: jax.grad(lambda kernels: jnp.sum(way(*args[:3], kernels, jax.nn.silu) ** 2))(args[3])
+  def both(way):
+    total = lambda kernels: (jnp.sum((out := way(*args[:3], kernels, jax.nn.silu)) ** 2), out)
+    return jax.jit(jax.value_and_grad(total, has_aux=True))(args[3])
+  (_, right), gradient = both(dense)
   for way in (moe.few, moe.many):
-    np.testing.assert_allclose(way(*args, jax.nn.silu), right, atol=1e-4, rtol=1e-5)
-    for one, two in zip(gradient(way), gradient(dense), strict=True):
+    (_, found), other = both(way)
+    np.testing.assert_allclose(found, right, atol=1e-4, rtol=1e-5)
+    for one, two in zip(other, gradient, strict=True):
       np.testing.assert_allclose(one, two, atol=1e-5 * float(jnp.abs(two).max()))
 
 
