@@ -12,6 +12,7 @@ import pytest
 
 from distill_jax import main
 from distill_jax import runs
+from distill_jax import seeds
 from distill_jax.core import marks
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -252,6 +253,12 @@ def test_seeds_side_by_side_share_the_cores(place):
   cores = sorted(os.sched_getaffinity(0))
   found = [json.loads((place / 'w' / f'seed-{number}' / 'generate' / 'cores').read_text()) for number in range(2)]
   assert sorted(found) == sorted([cores[0::2], cores[1::2] or cores]) and not (cache / 'half-cache').exists()
+
+
+def test_seeds_side_by_side_are_for_the_cores_of_one_machine(monkeypatch, tmp_path):
+  monkeypatch.setattr(seeds.store, 'remote', lambda path: 'gs://bucket/run')
+  with pytest.raises(ValueError, match='with a local --workdir: leave it out, and they run one after another'):
+    seeds.run({}, tmp_path, None, count=2, at_once=2)
 
 
 def test_ctrl_c_reaches_every_seed(place):

@@ -117,7 +117,7 @@ def test_facts_of_relations(tmp_path):
   assert texts and all('[MASK]' not in text for text in texts)
   tested = [e for e in make().examples('test')]
   assert tested and all(f'{e["task"]} {e["input"]} {e["output"]} .' not in texts for e in tested) and len(texts | held) > len(texts)
-  # twelve facts of three objects, four of them shots: a query of another object always finds one beside it, of the same never three
+  # twelve facts of three objects, four of them shots: a query always finds one of another object beside it, and never four
   assert {e['task'] for e in make(beside=1).examples('test')} == {'P1', 'P3'} and not list(make(beside=4).examples('test'))
   assert {e['task'] for e in make(beside=4, family='sentences').examples('train')} == {'sentences'}
   with pytest.raises(FileNotFoundError, match='needs train.jsonl'):
